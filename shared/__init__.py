@@ -1,0 +1,1 @@
+"""The language that gateway, ingestor and projector speak. It imports none of them."""

@@ -1,0 +1,88 @@
+"""The reader's rule: which records of an events partition happened. Everybody who reads the log uses this one.
+
+A record under the latest fence with the next position happened. Anything else was written by a writer that another
+one had already replaced, was never acknowledged to anybody, and is dropped.
+"""
+
+from msgspec import Struct
+
+from shared.codec import decode_record
+from shared.errors import PoisonRecord
+from shared.events import LoggedEvent, LoggedFence, LoggedNote, LogRecord
+from shared.ids import Position
+
+
+class Cursor(Struct, frozen=True):
+    """How far a reader is in one events partition."""
+
+    offset: int = 0
+    """Kafka offset of the next record to read."""
+    fence: int = -1
+    """Offset of the latest fence seen; -1 before the first."""
+    position: Position = Position(0)
+    """Position of the last accepted record."""
+
+
+class Commit(Struct, frozen=True, gc=False):
+    """What one command left in the log, or one note, or one fence: what readers apply as a whole."""
+
+    cursor: Cursor
+    """Where to go on after it."""
+    events: tuple[LoggedEvent, ...] = ()
+    note: LoggedNote | None = None
+
+    @property
+    def command_offset(self) -> int | None:
+        """Offset of the last command that is done with this commit; None for a fence."""
+        if self.events:
+            return self.events[-1].command_offset
+        return self.note.command_offset if self.note else None
+
+
+def accept(cursor: Cursor, offset: int, record: LogRecord) -> tuple[Cursor, bool]:
+    """The cursor after the record at ``offset``, and whether the record happened."""
+    if isinstance(record, LoggedFence):
+        return Cursor(offset + 1, offset, cursor.position), True
+    if record.writer == cursor.fence and record.position == cursor.position + 1:
+        return Cursor(offset + 1, cursor.fence, record.position), True
+    return Cursor(offset + 1, cursor.fence, cursor.position), False
+
+
+class LogReader:
+    """Turns the records of one events partition, given in order, into commits."""
+
+    def __init__(self, cursor: Cursor) -> None:
+        self.fenced_events = 0
+        """How many records were dropped."""
+        self._cursor = cursor
+        self._events: list[LoggedEvent] = []
+
+    def read(self, offset: int, value: bytes | None) -> Commit | None:
+        """Take the record at ``offset``; the commit that it completes, if any.
+
+        Raises:
+            PoisonRecord: the record is none of ours, or a command's events do not stand together.
+        """
+        record = decode_record(value)
+        self._cursor, happened = accept(self._cursor, offset, record)
+        if not happened:
+            self.fenced_events += 1
+            return None
+        if isinstance(record, LoggedEvent):
+            if self._events and self._events[-1].command_id != record.command_id:
+                raise self._torn(offset)
+            self._events.append(record)
+            if record.completes is None:
+                return None
+            events, self._events = tuple(self._events), []
+            return Commit(self._cursor, events)
+        if self._events:
+            raise self._torn(offset)
+        return Commit(self._cursor, note=record if isinstance(record, LoggedNote) else None)
+
+    def _torn(self, offset: int) -> PoisonRecord:
+        first = self._events[0]
+        return PoisonRecord(
+            f"the events of command {first.command_id} from position {first.position} on "
+            f"break off before offset {offset}"
+        )

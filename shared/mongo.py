@@ -1,0 +1,95 @@
+"""MongoDB through Motor, in this one module, and MongoDB's errors in our words."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorClientSession,
+    AsyncIOMotorCollection,
+    AsyncIOMotorDatabase,
+)
+from pymongo import WriteConcern
+from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from shared.errors import Unavailable
+from shared.settings import MongoSettings
+
+Document = dict[str, Any]
+Client = AsyncIOMotorClient[Document]
+Database = AsyncIOMotorDatabase[Document]
+Collection = AsyncIOMotorCollection[Document]
+Session = AsyncIOMotorClientSession
+
+META = "episodes_meta"
+"""The database with the pointer to the generation in use."""
+
+DURABLE = WriteConcern(w="majority", j=True)
+
+_PASSING_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
+
+
+def generation_database(generation: int) -> str:
+    """Name of the database that holds one complete set of read models."""
+    return f"episodes_g{generation}"
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Raise MongoDB's passing errors in our words; others are bugs and stay as they are.
+
+    Raises:
+        Unavailable: MongoDB does not answer, has no primary, or aborted a transaction that may be tried again.
+    """
+    try:
+        yield
+    except PyMongoError as error:
+        passing = (
+            isinstance(error, ConnectionFailure | ExecutionTimeout)
+            or any(error.has_error_label(label) for label in _PASSING_LABELS)
+            or (isinstance(error, OperationFailure) and error.code in _PASSING_CODES)
+        )
+        if not passing:
+            raise
+        raise Unavailable(f"{what}: {str(error).partition(', Timeout:')[0]}") from error
+
+
+_PASSING_CODES = frozenset({6, 7, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""HostUnreachable, HostNotFound, NetworkTimeout, shutting down, WriteConflict, stepped down, not primary and kin."""
+
+
+@asynccontextmanager
+async def open_mongo(settings: MongoSettings, *, timeout_ms: int = 2_000) -> AsyncIterator[Client]:
+    """A client for the replica set. It connects when first used; a server that is away fails after ``timeout_ms``."""
+    client: Client = AsyncIOMotorClient(
+        settings.url,
+        tz_aware=True,
+        serverSelectionTimeoutMS=timeout_ms,
+        connectTimeoutMS=timeout_ms,
+        socketTimeoutMS=30_000,
+        maxPoolSize=50,
+        w="majority",
+        journal=True,
+        readConcernLevel="majority",
+    )
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+__all__ = [
+    "DURABLE",
+    "META",
+    "Client",
+    "Collection",
+    "Database",
+    "Document",
+    "ReadConcern",
+    "Session",
+    "generation_database",
+    "open_mongo",
+    "translated",
+]

@@ -1,0 +1,101 @@
+"""Which partitions are ours, by consumer-group membership, and one task for each of them.
+
+Membership is about liveness only. Two owners of one partition are harmless: the log fences writers, and the
+checkpoint's compare-and-set keeps projectors apart. So a rebalance stops nothing that goes on being ours.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+
+from shared.errors import Fenced, PoisonRecord, RecordsLost, Unavailable
+from shared.kafka import open_membership, translated
+from shared.probes import Status
+from shared.settings import KafkaSettings
+
+RunPartition = Callable[[int], Awaitable[None]]
+"""Work on one partition until cancelled. Sets ``status.partitions[partition]`` to running when it is."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Wish(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Notes which partitions the group gave us, and no more: aiokafka sends no heartbeats while a listener runs."""
+
+    def __init__(self) -> None:
+        self.partitions: frozenset[int] = frozenset()
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        pass  # eager rebalances revoke everything, mostly to give it back: only the next assignment counts
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self.partitions = frozenset(tp.partition for tp in assigned)
+
+
+async def supervise(
+    settings: KafkaSettings, *, topic: str, group: str, instance_id: str, status: Status, run_partition: RunPartition
+) -> None:
+    """Keep one ``run_partition`` going for every partition of ``topic`` that the group gives us, until cancelled."""
+    running: dict[int, asyncio.Task[None]] = {}
+    attempt = 0
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            wish = _Wish()
+            try:
+                async with open_membership(settings, topic, group, instance_id, wish) as member:
+                    while True:
+                        with translated(f"being a member of {group}"):
+                            await member.getmany(timeout_ms=250)
+                        assigned = member.assignment()
+                        if assigned - member.paused():
+                            member.pause(*assigned)
+                        if not assigned:
+                            status.waiting_for["partitions"] = f"the group {group} has given us none yet"
+                            continue
+                        attempt = 0
+                        status.waiting_for.pop("kafka", None)
+                        status.waiting_for.pop("partitions", None)
+                        for partition in running.keys() - wish.partitions:
+                            await _stop(running.pop(partition))
+                            status.partitions.pop(partition, None)
+                        for partition in wish.partitions - running.keys():
+                            running[partition] = tasks.create_task(_keep_running(partition, run_partition, status))
+            except Unavailable as error:
+                status.waiting_for["kafka"] = str(error)
+                _log.warning("waiting for Kafka", reason=str(error))
+                attempt += 1
+                await asyncio.sleep(backoff(attempt))
+
+
+def backoff(attempt: int, *, first: float = 0.1, most: float = 2.0) -> float:
+    """Seconds to wait before attempt 1, 2, 3 …: doubling, bounded, with jitter so that rivals do not march in step."""
+    return random.uniform(0.5, 1.0) * min(most, first * 2.0 ** min(attempt - 1, 16))  # noqa: S311 - jitter, not a secret
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def _keep_running(partition: int, run_partition: RunPartition, status: Status) -> None:
+    attempt = 0
+    while True:
+        try:
+            status.partitions[partition] = "starting"
+            await run_partition(partition)
+        except (PoisonRecord, RecordsLost) as error:
+            status.partitions[partition] = f"stopped: {error}"
+            _log.error("partition stopped", partition=partition, reason=str(error))
+            await asyncio.Event().wait()
+        except (Unavailable, Fenced) as error:
+            if status.partitions[partition] == Status.RUNNING:
+                attempt = 0
+            attempt += 1
+            status.partitions[partition] = f"waiting: {error}"
+            _log.warning("partition interrupted", partition=partition, reason=str(error))
+            # After a fence, give the group time to tell us that the partition is somebody else's.
+            await asyncio.sleep(backoff(attempt, first=1.0) if isinstance(error, Fenced) else backoff(attempt))
