@@ -189,7 +189,8 @@ def decode_record(value: bytes | None) -> LogRecord:
         decode_data = _DECODERS.get(head.type)
         if decode_data is None:
             raise PoisonRecord(
-                f"unknown event type {head.type!r}: a newer version wrote it? Upgrade the projector first, then the ingestor"
+                f"unknown event type {head.type!r}, perhaps of a newer version: "
+                "upgrade the projector first, then the ingestor"
             )
         data = decode_data(head.data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -17,6 +17,7 @@ from aiokafka.errors import (
     MessageSizeTooLargeError,
     NoOffsetForPartitionError,
     OffsetOutOfRangeError,
+    ProducerClosed,
     RecordListTooLargeError,
     UnknownTopicOrPartitionError,
 )
@@ -103,10 +104,12 @@ async def open_producer(
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:
-    # stop() alone flushes first, and waits for ever when Kafka is away.
-    if producer._sender.sender_task is not None:  # noqa: SLF001 - there is no public way to stop without a flush
-        producer._sender.sender_task.cancel()  # noqa: SLF001
-        await asyncio.wait([producer._sender.sender_task], timeout=2 * REQUEST_TIMEOUT_MS / 1000)  # noqa: SLF001
+    # stop() alone flushes first, and waits for ever when Kafka is away; there is no public way around it.
+    sender_task = producer._sender.sender_task  # noqa: SLF001
+    if sender_task is not None:
+        sender_task.cancel()
+        await asyncio.wait([sender_task], timeout=2 * REQUEST_TIMEOUT_MS / 1000)
+    producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
     await producer.stop()
 
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from shared.codec import decode_record
 from shared.errors import PoisonRecord
-from shared.events import LoggedEvent, LoggedFence, LoggedNote, LogRecord
+from shared.events import LoggedEvent, LoggedFence, LoggedNote, LogRecord, WriterFenced
 from shared.ids import Position
 
 
@@ -30,6 +30,7 @@ class Commit(Struct, frozen=True, gc=False):
     """Where to go on after it."""
     events: tuple[LoggedEvent, ...] = ()
     note: LoggedNote | None = None
+    fence: WriterFenced | None = None
 
     @property
     def command_offset(self) -> int | None:
@@ -78,7 +79,9 @@ class LogReader:
             return Commit(self._cursor, events)
         if self._events:
             raise self._torn(offset)
-        return Commit(self._cursor, note=record if isinstance(record, LoggedNote) else None)
+        if isinstance(record, LoggedNote):
+            return Commit(self._cursor, note=record)
+        return Commit(self._cursor, fence=record.fence)
 
     def _torn(self, offset: int) -> PoisonRecord:
         first = self._events[0]

@@ -6,13 +6,13 @@ checkpoint's compare-and-set keeps projectors apart. So a rebalance stops nothin
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
-from shared.errors import Fenced, PoisonRecord, RecordsLost, Unavailable
+from shared.errors import EpisodesError, Fenced, PoisonRecord, RecordsLost, Unavailable
 from shared.kafka import open_membership, translated
 from shared.probes import Status
 from shared.settings import KafkaSettings
@@ -27,7 +27,8 @@ class _Wish(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     """Notes which partitions the group gave us, and no more: aiokafka sends no heartbeats while a listener runs."""
 
     def __init__(self) -> None:
-        self.partitions: frozenset[int] = frozenset()
+        self.partitions: frozenset[int] | None = None
+        """None until the group has given us some, or none."""
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         pass  # eager rebalances revoke everything, mostly to give it back: only the next assignment counts
@@ -42,6 +43,7 @@ async def supervise(
     """Keep one ``run_partition`` going for every partition of ``topic`` that the group gives us, until cancelled."""
     running: dict[int, asyncio.Task[None]] = {}
     attempt = 0
+    status.waiting_for["partitions"] = f"the group {group} has not answered yet"
     async with asyncio.TaskGroup() as tasks:
         while True:
             wish = _Wish()
@@ -50,11 +52,9 @@ async def supervise(
                     while True:
                         with translated(f"being a member of {group}"):
                             await member.getmany(timeout_ms=250)
-                        assigned = member.assignment()
-                        if assigned - member.paused():
-                            member.pause(*assigned)
-                        if not assigned:
-                            status.waiting_for["partitions"] = f"the group {group} has given us none yet"
+                        if running_ahead := member.assignment() - member.paused():
+                            member.pause(*running_ahead)
+                        if wish.partitions is None:
                             continue
                         attempt = 0
                         status.waiting_for.pop("kafka", None)
@@ -74,6 +74,20 @@ async def supervise(
 def backoff(attempt: int, *, first: float = 0.1, most: float = 2.0) -> float:
     """Seconds to wait before attempt 1, 2, 3 …: doubling, bounded, with jitter so that rivals do not march in step."""
     return random.uniform(0.5, 1.0) * min(most, first * 2.0 ** min(attempt - 1, 16))  # noqa: S311 - jitter, not a secret
+
+
+def gravest(group: ExceptionGroup) -> Exception:
+    """The one error of a task group to act on: a bug before what is expected to go wrong now and then."""
+    leaves = list(_leaves(group))
+    return next((error for error in leaves if not isinstance(error, EpisodesError)), leaves[0])
+
+
+def _leaves(group: ExceptionGroup) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

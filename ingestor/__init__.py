@@ -1,0 +1,1 @@
+"""Turns commands into events: one log-fenced writer per partition."""

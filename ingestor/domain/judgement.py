@@ -1,0 +1,163 @@
+"""One command against the state: its events with their places in the log, its receipt, and the state after it."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from ingestor.domain import project_episode, tenant_episode
+from ingestor.domain.state import (
+    Changes,
+    Lookup,
+    State,
+    StoredReceipt,
+    StreamHead,
+    head_key,
+    overlaid,
+    receipt_key,
+)
+from shared.commands import Command, RecordEpisodes
+from shared.errors import RefusalCode, Refused
+from shared.events import CommandType, Event, LoggedEvent, TenantEpisodeRecorded
+from shared.ids import EventId, Position
+from shared.receipts import CommandRefused, Outcome, Receipt
+
+
+class Place(Struct, frozen=True):
+    """Where a command stands, and where its events will."""
+
+    command_offset: int
+    at: datetime
+    """The command record's Kafka timestamp."""
+    writer: int
+    position: Position
+    """Of the last record before."""
+
+
+class Judgement(Struct, frozen=True):
+    """Either ``events``, all of one command; or ``note``, the word that the log keeps of a command without events."""
+
+    receipt: Receipt
+    events: tuple[LoggedEvent, ...] = ()
+    changes: Changes = {}
+    note: RefusalCode | Literal["unchanged", "replayed"] | None = None
+
+
+def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) -> Judgement:
+    """Decide the command. ``retention`` is how long an Idempotency-Key is kept."""
+    state = State(command.stream, lookup)
+    head = state.head()
+    at = max(place.at, head.at)
+    try:
+        if (first := _first_answer(state, command, at, retention)) is not None:
+            return Judgement(replace(first, command_id=command.command_id, replayed=True), note="replayed")
+        events = _decide(state, command, at)
+    except Refused as refused:
+        return Judgement(
+            _receipt(command, head.event_id, CommandRefused(refused.code, refused.detail)), note=refused.code
+        )
+    if not events:
+        return Judgement(_receipt(command, head.event_id, _unchanged(state, command)), note="unchanged")
+
+    completes: CommandType = type(command).__name__  # type: ignore[assignment]  # a command's class names its type
+    logged = [
+        LoggedEvent(
+            stream=command.stream,
+            event_id=EventId(head.event_id + number),
+            position=Position(place.position + number),
+            writer=place.writer,
+            command_id=command.command_id,
+            command_offset=place.command_offset,
+            actor=command.actor,
+            at=at,
+            event=event,
+        )
+        for number, event in enumerate(events, start=1)
+    ]
+    changes, after = _fold(lookup, logged)
+    answer = None
+    if isinstance(command, RecordEpisodes):
+        beyond = tenant_episode.beyond_events(after, command, logged[0].event_id)
+        outcome: Outcome = tenant_episode.outcome(logged, beyond)
+        answer = tenant_episode.to_text(beyond) if command.idempotency_key else None
+    else:
+        outcome = project_episode.outcome(after, completes, logged)
+    logged[-1] = replace(
+        logged[-1],
+        completes=completes,
+        idempotency_key=command.idempotency_key,
+        request_hash=command.request_hash if command.idempotency_key else None,
+        answer=answer,
+    )
+    receipt = _receipt(command, logged[-1].event_id, outcome)
+    _remember(changes, logged[-1], receipt)
+    return Judgement(receipt, tuple(logged), changes)
+
+
+def relearn(lookup: Lookup, events: Sequence[LoggedEvent]) -> Changes:
+    """What the events of one command, read from the log, change: the same as when they were decided."""
+    changes, after = _fold(lookup, events)
+    last = events[-1]
+    if last.idempotency_key is not None:
+        outcome: Outcome
+        if isinstance(last.event, TenantEpisodeRecorded):
+            outcome = tenant_episode.outcome(events, tenant_episode.from_text(last.answer or ""))
+        else:
+            assert last.completes is not None  # noqa: S101 - the reader ends a commit with it
+            outcome = project_episode.outcome(after, last.completes, events)
+        receipt = Receipt(command_id=last.command_id, stream=last.stream, event_id=last.event_id, outcome=outcome)
+        _remember(changes, last, receipt)
+    return changes
+
+
+def _decide(state: State, command: Command, at: datetime) -> Sequence[Event]:
+    if isinstance(command, RecordEpisodes):
+        return tenant_episode.decide(state, command, at)
+    return project_episode.decide(state, command)
+
+
+def _unchanged(state: State, command: Command) -> Outcome:
+    if isinstance(command, RecordEpisodes):
+        nothing_new = EventId(state.head().event_id + 1)
+        return tenant_episode.outcome((), tenant_episode.beyond_events(state, command, nothing_new))
+    return project_episode.unchanged(state, command)
+
+
+def _fold(lookup: Lookup, events: Sequence[LoggedEvent]) -> tuple[Changes, State]:
+    changes: Changes = {}
+    state = State(events[0].stream, overlaid(changes, lookup))
+    for logged in events:
+        if isinstance(logged.event, TenantEpisodeRecorded):
+            changes |= tenant_episode.evolve(logged, logged.event)
+        else:
+            changes |= project_episode.evolve(state, logged, logged.event)
+    last = events[-1]
+    changes[head_key(last.stream)] = StreamHead(last.event_id, last.at)
+    return changes, state
+
+
+def _first_answer(state: State, command: Command, at: datetime, retention: timedelta) -> Receipt | None:
+    """The receipt of the request that came first under the same Idempotency-Key, if it is still kept."""
+    if command.idempotency_key is None:
+        return None
+    stored = state.receipt(command.idempotency_key)
+    if stored is None or at - stored.at > retention:
+        return None
+    if stored.request_hash != command.request_hash:
+        raise Refused(
+            "idempotency_mismatch",
+            f"The Idempotency-Key {command.idempotency_key!r} was used for another request. Use a new key.",
+        )
+    return stored.receipt
+
+
+def _remember(changes: Changes, last: LoggedEvent, receipt: Receipt) -> None:
+    if last.idempotency_key is not None:
+        assert last.request_hash is not None  # noqa: S101 - they go together
+        changes[receipt_key(last.stream, last.idempotency_key)] = StoredReceipt(last.request_hash, last.at, receipt)
+
+
+def _receipt(command: Command, event_id: EventId, outcome: Outcome | CommandRefused) -> Receipt:
+    return Receipt(command_id=command.command_id, stream=command.stream, event_id=event_id, outcome=outcome)

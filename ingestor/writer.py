@@ -1,0 +1,361 @@
+"""A tenure over one partition: fence, recover, decide, send, acknowledge.
+
+There are no Kafka transactions. What makes an answer safe is the exact offset of an acknowledged batch (see
+`Tenure.settle`); everything else here may fail at any point, and the next tenure goes on from the log.
+"""
+
+import asyncio
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.partitioner import murmur2
+
+from ingestor.domain.judgement import relearn
+from ingestor.domain.state import Changes, overlaid
+from ingestor.replies import Replies
+from ingestor.settings import IngestorSettings
+from ingestor.state import Checkpoint, StateStore, open_state
+from ingestor.tenure import Batch, Tenure
+from shared.codec import decode_command, decode_record, encode_record
+from shared.commands import CORRELATION_ID, REPLY_PARTITION, Command
+from shared.errors import PoisonRecord, RecordsLost, Unavailable
+from shared.events import LoggedFence, WriterFenced
+from shared.ids import CommandId, EventId, StreamId
+from shared.kafka import open_partition, open_producer, translated
+from shared.log import Cursor, LogReader
+from shared.probes import Status
+from shared.receipts import CommandRefused, Receipt
+from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
+from shared.supervisor import gravest
+
+_EVENTS_BATCH_BYTES = 31 * 1024 * 1024
+"""Room for all events of the largest command; the topic takes 32 MiB."""
+_ACK_SECONDS = 10.0
+_DRAIN_SECONDS = 3.0
+_SILENCE_SECONDS = 10.0
+_RECOVERY_EVENTS = 5_000
+"""Events folded in memory before they go to the stored state, while recovering."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Runs tenures; ``run`` is one, until it is cancelled or raises."""
+
+    kafka: KafkaSettings
+    settings: IngestorSettings
+    replies: Replies
+    status: Status
+
+    async def run(self, partition: int) -> None:
+        """Own the partition.
+
+        Raises:
+            Fenced: another writer came.
+            Unavailable: Kafka is away, or did not acknowledge in time.
+            PoisonRecord: the log holds what this version cannot read, or too many commands could not be read.
+            RecordsLost: commands or events are gone that were not read yet.
+        """
+        settings = self.settings
+        with open_state(settings.state_dir, partition, map_bytes=settings.state_map_bytes) as store:
+            async with (
+                open_producer(self.kafka, batch_bytes=_EVENTS_BATCH_BYTES) as producer,
+                open_partition(self.kafka, COMMANDS, partition) as commands,
+            ):
+                fence, offset = await self._fence(producer, partition)
+                recovered = await self._recover(store, partition, fence, offset)
+                tenure = Tenure(store, recovered, settings.idempotency_retention)
+                await self._find_next_command(commands, partition, recovered.command_offset)
+                self.status.partitions[partition] = Status.RUNNING
+                _log.info("tenure begins", partition=partition, fence=offset, position=int(recovered.cursor.position))
+                pipeline = _Pipeline(tenure, producer, self.replies, settings, partition)
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        acknowledging = tasks.create_task(pipeline.acknowledge())
+                        try:
+                            await self._decide(tenure, pipeline, commands, producer, partition)
+                        except asyncio.CancelledError:
+                            if not acknowledging.done():
+                                await pipeline.drain()
+                            raise
+                except ExceptionGroup as ended:
+                    raise gravest(ended) from ended
+
+    async def _fence(self, producer: AIOKafkaProducer, partition: int) -> tuple[WriterFenced, int]:
+        """Append our fence. If its acknowledgement is lost, the next tenure writes another: fences are harmless."""
+        fence = WriterFenced(owner=self.settings.instance_id, nonce=str(uuid.uuid4()))
+        value = encode_record(LoggedFence(fence), at=datetime.now(UTC))
+        with translated(f"fencing {EVENTS}/{partition}"):
+            async with asyncio.timeout(_ACK_SECONDS):
+                appended = await producer.send_and_wait(EVENTS, value=value, partition=partition)
+        if appended.offset < 0:
+            raise Unavailable(f"the fence in {EVENTS}/{partition} was acknowledged without an offset")
+        return fence, appended.offset
+
+    async def _recover(self, store: StateStore, partition: int, fence: WriterFenced, offset: int) -> Checkpoint:
+        """Fold the log from the stored state's checkpoint up to our fence, into the stored state."""
+        async with open_partition(self.kafka, EVENTS, partition) as events:
+            tp = TopicPartition(EVENTS, partition)
+            checkpoint = await self._trusted_checkpoint(store, events, tp, offset)
+            events.seek(tp, checkpoint.cursor.offset)
+            reader = LogReader(checkpoint.cursor)
+            changes: Changes = {}
+            folded, began_at = 0, checkpoint.cursor.offset
+            while checkpoint.cursor.offset <= offset:
+                for record in await _records(
+                    events, f"recovering {EVENTS}/{partition}", give_up_after=_SILENCE_SECONDS
+                ):
+                    try:
+                        commit = reader.read(record.offset, record.value)
+                    except PoisonRecord as error:
+                        raise PoisonRecord(f"{EVENTS}/{partition} offset {record.offset}: {error}") from error
+                    if commit is None:
+                        continue
+                    if commit.events:
+                        changes |= relearn(overlaid(changes, store.get), commit.events)
+                        folded += len(commit.events)
+                    checkpoint = Checkpoint(
+                        commit.cursor,
+                        commit.fence.nonce if commit.fence else checkpoint.nonce,
+                        checkpoint.command_offset if commit.command_offset is None else commit.command_offset,
+                    )
+                    if checkpoint.cursor.fence == offset:
+                        break
+                    if folded >= _RECOVERY_EVENTS:
+                        store.apply(changes, checkpoint)
+                        changes, folded = {}, 0
+                        self.status.partitions[partition] = (
+                            f"recovering: at offset {checkpoint.cursor.offset} of {offset}, began at {began_at}"
+                        )
+        if checkpoint.nonce != fence.nonce:
+            raise RecordsLost(f"{EVENTS}/{partition} lost the fence that was written at offset {offset}")
+        store.apply(changes, checkpoint)
+        return checkpoint
+
+    async def _trusted_checkpoint(
+        self, store: StateStore, events: AIOKafkaConsumer, tp: TopicPartition, fence_offset: int
+    ) -> Checkpoint:
+        """The stored state's checkpoint if it is one of this very log, else the beginning, with the state emptied."""
+        checkpoint = store.checkpoint()
+        if checkpoint is not None:
+            if checkpoint.cursor.offset <= fence_offset and await _fence_at(events, tp, checkpoint) == checkpoint.nonce:
+                return checkpoint
+            _log.warning("state thrown away: it belongs to another log", partition=tp.partition)
+        store.clear()
+        return Checkpoint(Cursor(), "", -1)
+
+    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, last: int) -> None:
+        tp = TopicPartition(COMMANDS, partition)
+        with translated(f"finding the ends of {COMMANDS}/{partition}"):
+            first_kept = (await commands.beginning_offsets([tp]))[tp]
+            end = (await commands.end_offsets([tp]))[tp]
+        if not first_kept <= last + 1 <= end:
+            raise RecordsLost(
+                f"{COMMANDS}/{partition} holds offsets {first_kept} to {end}, {last + 1} is the next to decide: "
+                "commands expired before they were decided, or the topic was made anew"
+            )
+        commands.seek(tp, last + 1)
+
+    async def _decide(
+        self,
+        tenure: Tenure,
+        pipeline: "_Pipeline",
+        commands: AIOKafkaConsumer,
+        producer: AIOKafkaProducer,
+        partition: int,
+    ) -> None:
+        with translated(f"reading {COMMANDS}"):
+            partitions = len(await producer.partitions_for(COMMANDS))
+        dead_letters = _DeadLetters(producer, self.settings.dead_letters_per_minute, partition)
+        while True:
+            for record in await _records(commands, f"reading {COMMANDS}/{partition}"):
+                at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+                try:
+                    command = _command_in(record, partitions)
+                except PoisonRecord as error:
+                    receipt = await dead_letters.park(record, error)
+                    tenure.note_poison(receipt, command_offset=record.offset, at=at, reply_to=_reply_partition(record))
+                else:
+                    tenure.decide(command, command_offset=record.offset, at=at, reply_to=_reply_partition(record))
+                if tenure.open_bytes >= self.settings.batch_bytes:
+                    await pipeline.send(tenure.close_batch())
+            if tenure.open_bytes:
+                await pipeline.send(tenure.close_batch())
+
+
+class _Pipeline:
+    """Batches on their way: sent in order, bounded in number and bytes, settled and answered strictly in that order."""
+
+    def __init__(
+        self,
+        tenure: Tenure,
+        producer: AIOKafkaProducer,
+        replies: Replies,
+        settings: IngestorSettings,
+        partition: int,
+    ) -> None:
+        self._tenure = tenure
+        self._producer = producer
+        self._replies = replies
+        self._settings = settings
+        self._partition = partition
+        self._on_their_way: deque[tuple[Batch, asyncio.Future[Any]]] = deque()
+        self._bytes = 0
+        self._changed = asyncio.Event()
+
+    async def send(self, batch: Batch) -> None:
+        """Send the batch as one record batch, as soon as there is room for it."""
+        while self._on_their_way and (
+            len(self._on_their_way) >= self._settings.in_flight_batches
+            or self._bytes + batch.size > self._settings.in_flight_bytes
+        ):
+            await self._change()
+        builder = self._producer.create_batch()
+        for key, value, at in batch.records:
+            if builder.append(key=key, value=value, timestamp=_milliseconds(at)) is None:
+                raise AssertionError(f"a batch of {batch.size} bytes does not fit into one record batch")
+        builder.close()
+        with translated(f"appending to {EVENTS}/{self._partition}"):
+            sent = await self._producer.send_batch(builder, EVENTS, partition=self._partition)
+        self._on_their_way.append((batch, sent))
+        self._bytes += batch.size
+        self._changed.set()
+
+    async def acknowledge(self) -> None:
+        """Settle, answer and store the batches in the order in which they were sent, until cancelled."""
+        while True:
+            while not self._on_their_way:
+                await self._change()
+            batch, sent = self._on_their_way[0]
+            with translated(f"appending to {EVENTS}/{self._partition}"):
+                async with asyncio.timeout(_ACK_SECONDS):
+                    appended = await sent
+            self._tenure.settle(batch, appended.offset)
+            for partition, receipt in batch.replies:
+                if partition is not None:
+                    self._replies.send(partition, receipt)
+            self._tenure.store(batch)
+            self._on_their_way.popleft()
+            self._bytes -= batch.size
+            self._changed.set()
+
+    async def drain(self) -> None:
+        """Answer what is on its way before the tenure ends; what is not answered, the next tenure finds in the log."""
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while self._on_their_way:
+                    await self._change()
+        except TimeoutError:
+            _log.warning("batches left unanswered", partition=self._partition, count=len(self._on_their_way))
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+
+class _DeadLetters:
+    """Parks commands that cannot be read, loudly, and stops the partition when there are too many."""
+
+    def __init__(self, producer: AIOKafkaProducer, most_per_minute: int, partition: int) -> None:
+        self._producer = producer
+        self._most = most_per_minute
+        self._partition = partition
+        self._parked_at: deque[float] = deque()
+
+    async def park(self, record: ConsumerRecord, error: PoisonRecord) -> Receipt:
+        """Copy the record to the dead letters; the receipt for its caller.
+
+        Raises:
+            PoisonRecord: more than the limit were parked within a minute.
+        """
+        now = time.monotonic()
+        while self._parked_at and self._parked_at[0] < now - 60:
+            self._parked_at.popleft()
+        if len(self._parked_at) >= self._most:
+            raise PoisonRecord(
+                f"more than {self._most} commands within a minute could not be read, the last at offset "
+                f"{record.offset} of {COMMANDS}/{self._partition} ({error}): who writes to the topic that should not?"
+            )
+        self._parked_at.append(now)
+        headers = [
+            ("source-topic", COMMANDS.encode()),
+            ("source-partition", str(self._partition).encode()),
+            ("source-offset", str(record.offset).encode()),
+            ("reason", str(error).encode()),
+            *((f"original-{name}", value) for name, value in record.headers),
+        ]
+        _log.error("command parked", partition=self._partition, offset=record.offset, reason=str(error))
+        with translated(f"parking a command in {DEAD_LETTERS}"):
+            async with asyncio.timeout(_ACK_SECONDS):
+                await self._producer.send_and_wait(
+                    DEAD_LETTERS, key=record.key, value=record.value, headers=headers, partition=self._partition
+                )
+        return Receipt(
+            command_id=CommandId(_header(record, CORRELATION_ID)),
+            stream=StreamId((record.key or b"").decode(errors="replace")),
+            event_id=EventId(0),
+            outcome=CommandRefused("validation_error", "The command could not be read and was put aside."),
+        )
+
+
+def _command_in(record: ConsumerRecord, partitions: int) -> Command:
+    command = decode_command(record.value)
+    key = command.stream.encode()
+    if record.key != key:
+        raise PoisonRecord(f"the record's key is not its command's stream {command.stream!r}")
+    if (murmur2(key) & 0x7FFFFFFF) % partitions != record.partition:
+        raise PoisonRecord(f"stream {command.stream!r} does not belong into partition {record.partition}")
+    return command
+
+
+async def _records(
+    consumer: AIOKafkaConsumer, what: str, *, give_up_after: float = float("inf")
+) -> Sequence[ConsumerRecord]:
+    """The next records, at least one.
+
+    Raises:
+        Unavailable: none came for ``give_up_after`` seconds.
+    """
+    began = time.monotonic()
+    with translated(what):
+        while True:
+            taken = await consumer.getmany(timeout_ms=500, max_records=1_000)
+            for records in taken.values():
+                return records  # type: ignore[no-any-return]  # there is one partition
+            if time.monotonic() - began > give_up_after:
+                raise Unavailable(f"{what}: nothing came for {give_up_after} s")
+
+
+async def _fence_at(events: AIOKafkaConsumer, tp: TopicPartition, checkpoint: Checkpoint) -> str | None:
+    """The nonce of the fence at ``checkpoint.cursor.fence``; None if that is no fence or not in the log."""
+    events.seek(tp, checkpoint.cursor.fence)
+    try:
+        [record, *_] = await _records(events, "checking the stored state", give_up_after=_SILENCE_SECONDS)
+        found = decode_record(record.value)
+    except (RecordsLost, PoisonRecord):
+        return None
+    return found.fence.nonce if isinstance(found, LoggedFence) and record.offset == checkpoint.cursor.fence else None
+
+
+def _header(record: ConsumerRecord, name: str) -> str:
+    for key, value in record.headers:
+        if key == name:
+            return str(value.decode(errors="replace"))
+    return ""
+
+
+def _reply_partition(record: ConsumerRecord) -> int | None:
+    text = _header(record, REPLY_PARTITION)
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _milliseconds(at: datetime) -> int:
+    return round(at.timestamp() * 1000)
