@@ -1,0 +1,137 @@
+"""One suite for every `StateStore`."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from msgspec import Raw
+
+from ingestor.domain.state import Changes, Episode, RecordedItem, StoredReceipt, episode_key, item_key, receipt_key
+from ingestor.state import Checkpoint, StateStore, open_state
+from shared.events import FolderRef
+from shared.ids import CommandId, EventId, Position, StreamId
+from shared.log import Cursor
+from shared.receipts import CommandRefused, Receipt
+from tests.fakes import InMemoryStateStore
+from tests.spec import NOON
+
+STREAM = StreamId("namespace:alice")
+FIRST = Checkpoint(Cursor(5, 0, Position(4)), "nonce", 3)
+SECOND = Checkpoint(Cursor(9, 0, Position(8)), "nonce", 6)
+MAP_BYTES = 1024**3
+
+
+@pytest.fixture(params=["memory", "lmdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
+    if request.param == "memory":
+        yield InMemoryStateStore()
+    else:
+        with open_state(tmp_path, 0, map_bytes=MAP_BYTES) as lmdb_store:
+            yield lmdb_store
+
+
+def an_episode(name: str) -> Episode:
+    return Episode(
+        id="a" * 24,
+        project_id="b" * 24,
+        name=name,
+        description=None,
+        tags=("x", "y"),
+        status="running",
+        write_protected=False,
+        folder=FolderRef("c" * 24, "/a/b"),
+        metadata=Raw(b'{"n":18446744073709551616}'),
+        created_at=NOON,
+        updated_at=NOON,
+    )
+
+
+def a_receipt(*, hours: int) -> StoredReceipt:
+    receipt = Receipt(
+        command_id=CommandId("c"), stream=STREAM, event_id=EventId(1), outcome=CommandRefused("gone", "It is gone.")
+    )
+    return StoredReceipt("hash", NOON + timedelta(hours=hours), receipt)
+
+
+def test_new_state_knows_nothing(store: StateStore) -> None:
+    assert store.checkpoint() is None
+    assert store.get(episode_key(STREAM, "robotics", "run-1")) is None
+
+
+def test_values_come_back_as_they_were(store: StateStore) -> None:
+    long_name = "\N{PILE OF POO}" * 255
+    changes: Changes = {
+        episode_key(STREAM, "robotics", long_name): an_episode(long_name),
+        item_key(STREAM, "k"): RecordedItem(EventId(7), "ep_1"),
+        receipt_key(STREAM, "k"): a_receipt(hours=0),
+    }
+    store.apply(changes, FIRST)
+    assert {key: store.get(key) for key in changes} == changes
+    assert store.checkpoint() == FIRST
+
+
+def test_a_later_change_replaces_and_removes(store: StateStore) -> None:
+    old, new = episode_key(STREAM, "robotics", "old"), episode_key(STREAM, "robotics", "new")
+    store.apply({old: an_episode("old")}, FIRST)
+    store.apply({old: None, new: an_episode("new")}, SECOND)
+    assert store.get(old) is None
+    assert store.get(new) == an_episode("new")
+    assert store.checkpoint() == SECOND
+
+
+def test_keys_that_look_alike_are_different(store: StateStore) -> None:
+    store.apply({episode_key(STREAM, "a", "b/c"): an_episode("b/c")}, FIRST)
+    assert store.get(episode_key(STREAM, "a/b", "c")) is None
+
+
+def test_old_receipts_are_forgotten_and_newer_ones_kept(store: StateStore) -> None:
+    old, new, again = (receipt_key(STREAM, name) for name in ("old", "new", "again"))
+    store.apply({old: a_receipt(hours=0), new: a_receipt(hours=2), again: a_receipt(hours=0)}, FIRST)
+    store.apply({again: a_receipt(hours=3)}, SECOND)
+    store.forget_receipts(NOON + timedelta(hours=1))
+    assert store.get(old) is None
+    assert store.get(new) == a_receipt(hours=2)
+    assert store.get(again) == a_receipt(hours=3)
+
+
+def test_a_cleared_store_is_as_new(store: StateStore) -> None:
+    store.apply({item_key(STREAM, "k"): RecordedItem(EventId(7), "ep_1")}, FIRST)
+    store.clear()
+    assert store.checkpoint() is None
+    assert store.get(item_key(STREAM, "k")) is None
+
+
+def keep_one_value(folder: Path) -> None:
+    with open_state(folder, 0, map_bytes=MAP_BYTES) as store:
+        store.apply({item_key(STREAM, "k"): RecordedItem(EventId(7), "ep_1")}, FIRST)
+
+
+def found_checkpoint(folder: Path) -> Checkpoint | None:
+    with open_state(folder, 0, map_bytes=MAP_BYTES) as store:
+        return store.checkpoint()
+
+
+def test_lmdb_state_outlives_its_process(tmp_path: Path) -> None:
+    keep_one_value(tmp_path)
+    assert found_checkpoint(tmp_path) == FIRST
+
+
+def test_lmdb_state_of_another_boot_or_format_is_thrown_away(tmp_path: Path) -> None:
+    keep_one_value(tmp_path)
+    (tmp_path / "partition-0" / "stamp").write_text("1 another-boot")
+    assert found_checkpoint(tmp_path) is None
+
+
+def test_a_damaged_lmdb_file_is_thrown_away(tmp_path: Path) -> None:
+    keep_one_value(tmp_path)
+    (tmp_path / "partition-0" / "data.mdb").write_bytes(b"\xff" * 8192)
+    assert found_checkpoint(tmp_path) is None
+    keep_one_value(tmp_path)
+    assert found_checkpoint(tmp_path) == FIRST
+
+
+def test_two_processes_never_share_an_lmdb_environment(tmp_path: Path) -> None:
+    with open_state(tmp_path, 0, map_bytes=MAP_BYTES) as first, open_state(tmp_path, 0, map_bytes=MAP_BYTES) as second:
+        first.apply({item_key(STREAM, "k"): RecordedItem(EventId(7), "ep_1")}, FIRST)
+        assert second.checkpoint() is None

@@ -1,0 +1,357 @@
+"""The writer on a real Kafka: tenures, recoveries, rivals, and records that should not be there."""
+
+import asyncio
+import contextlib
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from ingestor.replies import open_replies
+from ingestor.settings import IngestorSettings
+from ingestor.writer import Writer
+from shared.codec import decode_receipt, encode_command
+from shared.commands import CORRELATION_ID, REPLY_PARTITION, Command, EpisodeFields, RecordEpisodes
+from shared.errors import Fenced, PoisonRecord, RecordsLost, Unavailable
+from shared.events import LoggedEvent
+from shared.ids import CommandId
+from shared.kafka import client_options, open_partition, open_producer
+from shared.log import Commit, Cursor, LogReader
+from shared.probes import Status
+from shared.receipts import CommandRefused, EpisodesRecorded, EpisodeUpserted, Receipt
+from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES, KafkaSettings
+from shared.topics import TopicSettings, create_topics
+from tests.builders import batch, item, upsert
+from tests.cluster import throw_away_servers
+
+REPLY_TO = 5
+WITHIN = 30.0
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[KafkaSettings]:
+    with throw_away_servers() as servers:
+        yield KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
+
+
+@dataclass
+class Harness:
+    """Plays the gateway, and runs writers in this process."""
+
+    kafka: KafkaSettings
+    folder: Path
+    producer: AIOKafkaProducer
+    waiting: dict[CommandId, "asyncio.Future[Receipt]"] = field(default_factory=dict)
+    status: Status = field(default_factory=Status)
+
+    async def publish(self, command: Command) -> "asyncio.Future[Receipt]":
+        """Put the command into the topic; the future is its receipt."""
+        answer = self.waiting[command.command_id] = asyncio.get_running_loop().create_future()
+        await self.producer.send_and_wait(
+            COMMANDS,
+            key=command.stream.encode(),
+            value=encode_command(command),
+            headers=[(CORRELATION_ID, command.command_id.encode()), (REPLY_PARTITION, str(REPLY_TO).encode())],
+        )
+        return answer
+
+    async def ask(self, command: Command) -> Receipt:
+        async with asyncio.timeout(WITHIN):
+            return await (await self.publish(command))
+
+    @contextlib.asynccontextmanager
+    async def writing(
+        self,
+        state: str = "state",
+        *,
+        partitions: tuple[int, ...] = (0, 1),
+        again_after: tuple[type[Exception], ...] = (),
+    ) -> AsyncIterator[asyncio.Task[None]]:
+        """Writers over the partitions; a tenure that ends with one of ``again_after`` is followed by the next."""
+        settings = IngestorSettings(
+            instance_id=state, state_dir=self.folder / state, dead_letters_per_minute=5, batch_bytes=8 * 1024
+        )
+
+        async def one(writer: Writer, partition: int) -> None:
+            while True:
+                try:
+                    await writer.run(partition)
+                except again_after:
+                    await asyncio.sleep(0)
+
+        async def every() -> None:
+            async with open_replies(self.kafka) as replies, asyncio.TaskGroup() as tasks:
+                for partition in partitions:
+                    tasks.create_task(one(Writer(self.kafka, settings, replies, self.status), partition))
+
+        task = asyncio.create_task(every())
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def log(self, partition: int) -> list[Commit]:
+        """What happened in the partition, by the reader's rule."""
+        async with open_partition(self.kafka, EVENTS, partition) as consumer:
+            reader, commits = LogReader(Cursor()), []
+            for record in await everything(consumer, EVENTS, partition):
+                commit = reader.read(record.offset, record.value)
+                commits += [commit] if commit else []
+            return commits
+
+
+async def everything(consumer: AIOKafkaConsumer, topic: str, partition: int) -> list:  # type: ignore[type-arg]
+    tp = TopicPartition(topic, partition)
+    end = (await consumer.end_offsets([tp]))[tp]
+    consumer.seek(tp, 0)
+    records: list = []  # type: ignore[type-arg]
+    while not records or records[-1].offset < end - 1:
+        if end == 0:
+            break
+        for got in (await consumer.getmany(timeout_ms=500)).values():
+            records += got
+    return records
+
+
+@pytest.fixture
+async def harness(kafka: KafkaSettings, tmp_path: Path) -> AsyncIterator[Harness]:
+    await remake_topics(kafka)
+    async with (
+        open_producer(kafka, batch_bytes=16 * 1024 * 1024) as producer,
+        open_partition(kafka, REPLIES, REPLY_TO) as replies,
+    ):
+        made = Harness(kafka, tmp_path, producer)
+        replies.seek(TopicPartition(REPLIES, REPLY_TO), 0)
+
+        async def listen() -> None:
+            while True:
+                for records in (await replies.getmany(timeout_ms=500)).values():
+                    for record in records:
+                        receipt = decode_receipt(record.value)
+                        answer = made.waiting.get(receipt.command_id)
+                        if answer is not None and not answer.done():
+                            answer.set_result(receipt)
+
+        listening = asyncio.create_task(listen())
+        yield made
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+async def remake_topics(kafka: KafkaSettings) -> None:
+    """Empty topics: every test begins with a log of its own."""
+    admin = AIOKafkaAdminClient(**client_options(kafka))
+    await admin.start()
+    try:
+        if names := [name for name in await admin.list_topics() if name.startswith("episodes.")]:
+            await admin.delete_topics(names)
+            while any(name.startswith("episodes.") for name in await admin.list_topics()):  # noqa: ASYNC110 - a broker
+                await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+    await create_topics(kafka, TopicSettings(partitions=2))
+
+
+def events(commits: list[Commit]) -> list[LoggedEvent]:
+    return [event for commit in commits for event in commit.events]
+
+
+async def until(condition: Callable[[], bool] | Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(WITHIN):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_command_is_answered_with_the_ids_that_are_in_the_log(harness: Harness) -> None:
+    command = upsert("run-1", EpisodeFields(folder="/a/b"))
+    async with harness.writing():
+        receipt = await harness.ask(command)
+    assert isinstance(receipt.outcome, EpisodeUpserted)
+    assert receipt.event_id == 5
+    written = [event for partition in (0, 1) for event in events(await harness.log(partition))]
+    assert [event.event_id for event in written] == [1, 2, 3, 4, 5]
+    assert {event.command_id for event in written} == {command.command_id}
+    assert written[-1].event.id == receipt.outcome.episode.id
+
+
+@pytest.mark.parametrize("start", ["warm", "cold"])
+async def test_the_next_tenure_knows_what_the_last_one_did(harness: Harness, start: str) -> None:
+    request = {"idempotency_key": "k", "request_hash": "h"}
+    async with harness.writing():
+        first = await harness.ask(upsert("run-1", EpisodeFields(description="first"), **request))
+        await harness.ask(upsert("run-1", EpisodeFields(description="second")))
+        recorded = await harness.ask(batch(item("a", idempotency_key="i"), item("b")))
+    if start == "cold":
+        shutil.rmtree(harness.folder / "state")
+    async with harness.writing():
+        again = await harness.ask(upsert("run-1", EpisodeFields(description="first"), **request))
+        assert again.replayed
+        assert again.outcome == first.outcome
+        after = await harness.ask(upsert("run-2"))
+        assert after.event_id == first.event_id + 2
+        repeated = await harness.ask(batch(item("a", idempotency_key="i"), item("c")))
+    assert isinstance(recorded.outcome, EpisodesRecorded)
+    assert isinstance(repeated.outcome, EpisodesRecorded)
+    assert repeated.outcome.event_ids == (1, 3)
+    assert repeated.outcome.episode_ids[0] == recorded.outcome.episode_ids[0]
+
+
+async def test_state_that_belongs_to_another_log_is_not_believed(harness: Harness) -> None:
+    async with harness.writing():
+        for number in range(20):
+            await harness.ask(upsert(f"run-{number}", namespace=f"team-{number}"))
+    state = harness.folder / "state"
+    (state / "partition-0").rename(state / "other")
+    (state / "partition-1").rename(state / "partition-0")
+    (state / "other").rename(state / "partition-1")
+    async with harness.writing():
+        for number in range(20):
+            receipt = await harness.ask(upsert(f"run-{number}", namespace=f"team-{number}"))
+            assert isinstance(receipt.outcome, EpisodeUpserted)
+            assert (receipt.event_id, receipt.outcome.created) == (4, False)
+
+
+async def test_two_writers_of_one_partition_lose_nothing_and_give_no_id_twice(harness: Harness) -> None:
+    """Two owners that fence each other all the time, while commands come in."""
+    commands = [batch(item(f"item-{number}"), item("second"), tenant_id=f"t{number % 5}") for number in range(150)]
+    fights = (Fenced, Unavailable)
+    async with harness.writing("one", again_after=fights), harness.writing("two", again_after=fights):
+        answers = []
+        for command in commands:
+            answers.append(await harness.publish(command))
+            await asyncio.sleep(0.005)
+        commits = []
+
+        async def all_decided() -> bool:
+            nonlocal commits
+            commits = [*await harness.log(0), *await harness.log(1)]
+            return len(events(commits)) >= 2 * len(commands)
+
+        await until(all_decided)
+    written = events(commits)
+    assert Counter(event.command_id for event in written) == {command.command_id: 2 for command in commands}
+    by_stream: dict[str, list[int]] = {}
+    for event in written:
+        by_stream.setdefault(event.stream, []).append(event.event_id)
+    assert all(ids == list(range(1, len(ids) + 1)) for ids in by_stream.values())
+    ids_of = {
+        command.command_id: [e.event_id for e in written if e.command_id == command.command_id] for command in commands
+    }
+    answered = [answer.result() for answer in answers if answer.done()]
+    assert answered
+    for receipt in answered:
+        assert isinstance(receipt.outcome, EpisodesRecorded)
+        assert list(receipt.outcome.event_ids) == ids_of[receipt.command_id]
+    assert len({commit.fence.nonce for commit in commits if commit.fence}) > 4
+
+
+async def test_the_largest_command_goes_through_in_one_piece(harness: Harness) -> None:
+    command = batch(*(item("x" * 15_000) for _ in range(1_000)))
+    async with harness.writing():
+        receipt = await harness.ask(command)
+        huge = await harness.ask(upsert("run-1", EpisodeFields(description="y" * 11_000_000)))
+    assert isinstance(receipt.outcome, EpisodesRecorded)
+    assert receipt.outcome.event_ids == tuple(range(1, 1001))
+    assert isinstance(huge.outcome, EpisodeUpserted)
+    async with harness.writing("cold"):
+        assert (await harness.ask(upsert("run-1"))).event_id == huge.event_id + 1
+
+
+async def test_a_command_that_cannot_be_read_is_parked_and_the_partition_goes_on(harness: Harness) -> None:
+    headers = [(CORRELATION_ID, b"lost-1"), (REPLY_PARTITION, str(REPLY_TO).encode())]
+    answer = harness.waiting[CommandId("lost-1")] = asyncio.get_running_loop().create_future()
+    partition = (
+        await harness.producer.send_and_wait(COMMANDS, key=b"namespace:alice", value=b"{broken", headers=headers)
+    ).partition
+    foreign = upsert("run-1", namespace="mallory")
+    await harness.producer.send_and_wait(
+        COMMANDS, key=b"namespace:alice", value=encode_command(foreign), partition=partition
+    )
+    async with harness.writing():
+        receipt = await harness.ask(upsert("run-1"))
+        assert isinstance(receipt.outcome, EpisodeUpserted)
+        async with asyncio.timeout(WITHIN):
+            told = await answer
+        assert isinstance(told.outcome, CommandRefused)
+        assert told.outcome.code == "validation_error"
+    async with open_partition(harness.kafka, DEAD_LETTERS, partition) as consumer:
+        broken, misplaced = await everything(consumer, DEAD_LETTERS, partition)
+    headers_found = dict(broken.headers)
+    assert broken.value == b"{broken"
+    assert headers_found["source-topic"] == COMMANDS.encode()
+    assert headers_found["source-partition"] == str(partition).encode()
+    assert headers_found["source-offset"] == b"0"
+    assert b"not a command" in headers_found["reason"]
+    assert headers_found[f"original-{CORRELATION_ID}"] == b"lost-1"
+    assert b"is not its command's stream" in dict(misplaced.headers)["reason"]
+    async with harness.writing():
+        await harness.ask(upsert("run-2"))
+    async with open_partition(harness.kafka, DEAD_LETTERS, partition) as consumer:
+        assert len(await everything(consumer, DEAD_LETTERS, partition)) == 2
+
+
+async def test_a_stream_in_the_wrong_partition_is_parked(harness: Harness) -> None:
+    command = upsert("run-1")
+    right = (await harness.producer.send_and_wait(COMMANDS, key=b"namespace:alice", value=b"")).partition
+    await harness.producer.send_and_wait(
+        COMMANDS, key=b"namespace:alice", value=encode_command(command), partition=1 - right
+    )
+    async with harness.writing():
+        assert (await harness.ask(upsert("run-1"))).event_id == 3
+    assert not events(await harness.log(1 - right))
+
+
+async def test_too_many_unreadable_commands_stop_the_partition_and_say_why(harness: Harness) -> None:
+    for _ in range(6):
+        await harness.producer.send_and_wait(COMMANDS, value=b"junk", partition=0)
+    async with harness.writing(partitions=(0,)) as writing:
+        await asyncio.wait([writing], timeout=WITHIN)
+        with pytest.raises(ExceptionGroup) as stopped:
+            writing.result()
+        assert stopped.group_contains(PoisonRecord, match="more than 5 commands within a minute could not be read")
+
+
+async def test_commands_that_expired_before_they_were_decided_stop_the_partition(harness: Harness) -> None:
+    for _ in range(3):
+        await harness.producer.send_and_wait(COMMANDS, value=b"junk", partition=0)
+    admin = AIOKafkaAdminClient(**client_options(harness.kafka))
+    await admin.start()
+    await admin.delete_records({TopicPartition(COMMANDS, 0): RecordsToDelete(before_offset=2)})
+    await admin.close()
+    async with harness.writing(partitions=(0,)) as writing:
+        await asyncio.wait([writing], timeout=WITHIN)
+        with pytest.raises(ExceptionGroup) as stopped:
+            writing.result()
+        assert stopped.group_contains(RecordsLost, match="0 is the next to decide")
+
+
+async def test_a_foreign_record_in_the_log_stops_the_recovery_and_says_where(harness: Harness) -> None:
+    await harness.producer.send_and_wait(EVENTS, value=b"junk", partition=0)
+    async with harness.writing(partitions=(0,)) as writing:
+        await asyncio.wait([writing], timeout=WITHIN)
+        with pytest.raises(ExceptionGroup) as stopped:
+            writing.result()
+        assert stopped.group_contains(PoisonRecord, match=r"episodes\.events/0 offset 0")
+
+
+async def test_a_tenure_that_ends_in_order_answers_what_is_on_its_way(harness: Harness) -> None:
+    commands: list[RecordEpisodes] = [batch(item(), tenant_id=f"t{number}") for number in range(200)]
+    async with harness.writing():
+        await harness.ask(batch(item()))
+        answers = [await harness.publish(command) for command in commands]
+    decided = {event.command_id for partition in (0, 1) for event in events(await harness.log(partition))}
+    await until(
+        lambda: all(
+            answer.done() for command, answer in zip(commands, answers, strict=True) if command.command_id in decided
+        )
+    )
+    assert decided
