@@ -1,6 +1,7 @@
 """Bytes and messages: what was written once decodes for ever, and what is not ours is poison."""
 
 import json
+import re
 from pathlib import Path
 
 import msgspec
@@ -106,3 +107,11 @@ def test_an_event_without_its_place_is_poison(attribute: str) -> None:
 def test_the_samples_cover_whole_commands() -> None:
     records: list[LogRecord] = [decode_record(path.read_bytes()) for path in the_samples()]
     assert any(isinstance(record, LoggedEvent) and record.completes for record in records)
+
+
+def test_the_documented_examples_are_the_samples() -> None:
+    page = (SAMPLES.parents[1] / "docs" / "events.md").read_text()
+    examples = {
+        example["type"]: example for example in map(json.loads, re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    }
+    assert examples == {path.stem: json.loads(path.read_bytes()) for path in the_samples()}
