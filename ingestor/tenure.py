@@ -1,23 +1,26 @@
 """One writer's time with a partition, without I/O: what it writes, and what must hold before it may answer.
 
-The protocol is the log-fenced single writer of ARCHITECTURE.md; ``tests/model`` checks it with faults.
+The protocol is the log-fenced single writer of ARCHITECTURE.md. ``tests/model`` checks a model of it with faults.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from ingestor.domain.judgement import Judgement, Place, judge
+from ingestor.domain.judgement import Place, judge
 from ingestor.domain.state import Changes, Key, Value
 from ingestor.state import Checkpoint, StateStore
 from shared.codec import encode_record
 from shared.commands import Command
 from shared.errors import Fenced
-from shared.events import CommandsRefused, LoggedNote, NotedCommand
+from shared.events import CommandsRefused, LoggedEvent, LoggedNote, NotedCommand
 from shared.ids import Position
 from shared.log import Cursor
 from shared.receipts import Receipt
 
 _NOTE_BYTES = 100
+_SKEW = timedelta(hours=1)
+"""Receipts are swept a little late: the time of one stream may be behind that of another."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -66,9 +69,12 @@ class Tenure:
         judgement = judge(self._lookup, command, place, self._retention)
         if judgement.note is None:
             self._write_note(batch)
-            self._write_events(batch, judgement)
+            self._write_events(batch, judgement.events)
         else:
-            self._note(NotedCommand(command.command_id, judgement.note), at)
+            self._note(judgement.note, at)
+        batch.changes |= judgement.changes
+        for key, changed in judgement.changes.items():
+            self._unsettled[key] = (batch.number, changed)
         batch.replies.append((reply_to, judgement.receipt))
         batch.command_offset = command_offset
 
@@ -110,25 +116,22 @@ class Tenure:
             if self._unsettled[key][0] == batch.number:
                 del self._unsettled[key]
         if batch.records:
-            self._store.forget_receipts(batch.records[-1][2] - self._retention)
+            self._store.forget_receipts(batch.records[-1][2] - self._retention - _SKEW)
 
     def _lookup(self, key: Key) -> Value | None:
         unsettled = self._unsettled.get(key)
         return self._store.get(key) if unsettled is None else unsettled[1]
 
-    def _write_events(self, batch: Batch, judgement: Judgement) -> None:
-        for event in judgement.events:
+    def _write_events(self, batch: Batch, events: Sequence[LoggedEvent]) -> None:
+        for event in events:
             value = encode_record(event)
             batch.records.append((event.stream.encode(), value, event.at))
             batch.size += len(value)
-        batch.changes |= judgement.changes
-        for key, changed in judgement.changes.items():
-            self._unsettled[key] = (batch.number, changed)
 
     def _note(self, noted: NotedCommand, at: datetime) -> None:
         self._batch.noted.append(noted)
         self._batch.noted_at = at
-        self._batch.size += _NOTE_BYTES
+        self._batch.size += _NOTE_BYTES + (len(bytes(noted.kept.receipt)) if noted.kept else 0)
 
     def _write_note(self, batch: Batch) -> None:
         if not batch.noted:

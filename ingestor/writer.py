@@ -17,7 +17,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.partitioner import murmur2
 
-from ingestor.domain.judgement import relearn
+from ingestor.domain.judgement import relearn, relearn_note
 from ingestor.domain.state import Changes, overlaid
 from ingestor.replies import Replies
 from ingestor.settings import IngestorSettings
@@ -29,7 +29,7 @@ from shared.errors import PoisonRecord, RecordsLost, Unavailable
 from shared.events import LoggedFence, WriterFenced
 from shared.ids import CommandId, EventId, StreamId
 from shared.kafka import open_partition, open_producer, translated
-from shared.log import Cursor, LogReader
+from shared.log import Commit, Cursor, LogReader
 from shared.probes import Status
 from shared.receipts import CommandRefused, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
@@ -40,6 +40,9 @@ _EVENTS_BATCH_BYTES = 31 * 1024 * 1024
 _ACK_SECONDS = 10.0
 _DRAIN_SECONDS = 3.0
 _SILENCE_SECONDS = 10.0
+_CALLERS_WAIT_SECONDS = 15.0
+"""Nobody waits longer for an answer."""
+_MOST_UNANSWERED = 2_000
 _RECOVERY_EVENTS = 5_000
 """Events folded in memory before they go to the stored state, while recovering."""
 
@@ -71,11 +74,16 @@ class Writer:
                 open_partition(self.kafka, COMMANDS, partition) as commands,
             ):
                 fence, offset = await self._fence(producer, partition)
-                recovered = await self._recover(store, partition, fence, offset)
-                tenure = Tenure(store, recovered, settings.idempotency_retention)
-                await self._find_next_command(commands, partition, recovered.command_offset)
+                recovery = await self._recover(store, partition, fence, offset)
+                tenure = Tenure(store, recovery.checkpoint, settings.idempotency_retention)
+                await self._find_next_command(commands, partition, recovery)
                 self.status.partitions[partition] = Status.RUNNING
-                _log.info("tenure begins", partition=partition, fence=offset, position=int(recovered.cursor.position))
+                _log.info(
+                    "tenure begins",
+                    partition=partition,
+                    fence=offset,
+                    position=int(recovery.checkpoint.cursor.position),
+                )
                 pipeline = _Pipeline(tenure, producer, self.replies, settings, partition)
                 try:
                     async with asyncio.TaskGroup() as tasks:
@@ -100,16 +108,15 @@ class Writer:
             raise Unavailable(f"the fence in {EVENTS}/{partition} was acknowledged without an offset")
         return fence, appended.offset
 
-    async def _recover(self, store: StateStore, partition: int, fence: WriterFenced, offset: int) -> Checkpoint:
+    async def _recover(self, store: StateStore, partition: int, fence: WriterFenced, offset: int) -> "_Recovery":
         """Fold the log from the stored state's checkpoint up to our fence, into the stored state."""
         async with open_partition(self.kafka, EVENTS, partition) as events:
             tp = TopicPartition(EVENTS, partition)
-            checkpoint = await self._trusted_checkpoint(store, events, tp, offset)
-            events.seek(tp, checkpoint.cursor.offset)
-            reader = LogReader(checkpoint.cursor)
-            changes: Changes = {}
-            folded, began_at = 0, checkpoint.cursor.offset
-            while checkpoint.cursor.offset <= offset:
+            recovery = _Recovery(store, await self._trusted_checkpoint(store, events, tp, offset))
+            began_at = recovery.checkpoint.cursor.offset
+            events.seek(tp, began_at)
+            reader = LogReader(recovery.checkpoint.cursor)
+            while recovery.checkpoint.cursor.offset <= offset:
                 for record in await _records(
                     events, f"recovering {EVENTS}/{partition}", give_up_after=_SILENCE_SECONDS
                 ):
@@ -117,28 +124,17 @@ class Writer:
                         commit = reader.read(record.offset, record.value)
                     except PoisonRecord as error:
                         raise PoisonRecord(f"{EVENTS}/{partition} offset {record.offset}: {error}") from error
-                    if commit is None:
-                        continue
-                    if commit.events:
-                        changes |= relearn(overlaid(changes, store.get), commit.events)
-                        folded += len(commit.events)
-                    checkpoint = Checkpoint(
-                        commit.cursor,
-                        commit.fence.nonce if commit.fence else checkpoint.nonce,
-                        checkpoint.command_offset if commit.command_offset is None else commit.command_offset,
-                    )
-                    if checkpoint.cursor.fence == offset:
+                    if commit is not None:
+                        recovery.take(commit)
+                    if record.offset == offset:
                         break
-                    if folded >= _RECOVERY_EVENTS:
-                        store.apply(changes, checkpoint)
-                        changes, folded = {}, 0
-                        self.status.partitions[partition] = (
-                            f"recovering: at offset {checkpoint.cursor.offset} of {offset}, began at {began_at}"
-                        )
-        if checkpoint.nonce != fence.nonce:
+                self.status.partitions[partition] = (
+                    f"recovering: at offset {recovery.checkpoint.cursor.offset} of {offset}, began at {began_at}"
+                )
+        if recovery.checkpoint.nonce != fence.nonce:
             raise RecordsLost(f"{EVENTS}/{partition} lost the fence that was written at offset {offset}")
-        store.apply(changes, checkpoint)
-        return checkpoint
+        recovery.flush()
+        return recovery
 
     async def _trusted_checkpoint(
         self, store: StateStore, events: AIOKafkaConsumer, tp: TopicPartition, fence_offset: int
@@ -152,7 +148,9 @@ class Writer:
         store.clear()
         return Checkpoint(Cursor(), "", -1)
 
-    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, last: int) -> None:
+    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, recovery: "_Recovery") -> None:
+        """Seek to the command after the last decided one; on the way, answer those whose answers may be lost."""
+        last, unanswered = recovery.checkpoint.command_offset, recovery.unanswered
         tp = TopicPartition(COMMANDS, partition)
         with translated(f"finding the ends of {COMMANDS}/{partition}"):
             first_kept = (await commands.beginning_offsets([tp]))[tp]
@@ -162,6 +160,14 @@ class Writer:
                 f"{COMMANDS}/{partition} holds offsets {first_kept} to {end}, {last + 1} is the next to decide: "
                 "commands expired before they were decided, or the topic was made anew"
             )
+        next_offset = max(first_kept, min(unanswered, default=last + 1))
+        commands.seek(tp, next_offset)
+        while next_offset <= last:
+            for record in await _records(commands, f"reading {COMMANDS}/{partition}", give_up_after=_SILENCE_SECONDS):
+                receipt, reply_to = unanswered.get(record.offset), _reply_partition(record)
+                if receipt is not None and reply_to is not None:
+                    self.replies.send(reply_to, receipt)
+                next_offset = record.offset + 1
         commands.seek(tp, last + 1)
 
     async def _decide(
@@ -189,6 +195,46 @@ class Writer:
                     await pipeline.send(tenure.close_batch())
             if tenure.open_bytes:
                 await pipeline.send(tenure.close_batch())
+
+
+class _Recovery:
+    """Folds commits into the stored state, some thousand events at a time."""
+
+    def __init__(self, store: StateStore, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.unanswered: dict[int, Receipt] = {}
+        """Command offset → receipt, of commands decided just now by a tenure that may not have lived to answer them."""
+        self._store = store
+        self._changes: Changes = {}
+        self._folded = 0
+
+    def take(self, commit: Commit) -> None:
+        """Fold one commit."""
+        lookup = overlaid(self._changes, self._store.get)
+        if commit.events:
+            last = commit.events[-1]
+            recent = time.time() - last.at.timestamp() < _CALLERS_WAIT_SECONDS
+            relearned = relearn(lookup, commit.events, with_receipt=recent)
+            self._changes |= relearned.changes
+            if recent and relearned.receipt is not None:
+                self.unanswered[last.command_offset] = relearned.receipt
+                if len(self.unanswered) > _MOST_UNANSWERED:
+                    del self.unanswered[next(iter(self.unanswered))]
+        for noted in commit.note.note.refusals if commit.note else ():
+            self._changes |= relearn_note(noted)
+        self.checkpoint = Checkpoint(
+            commit.cursor,
+            commit.fence.nonce if commit.fence else self.checkpoint.nonce,
+            self.checkpoint.command_offset if commit.command_offset is None else commit.command_offset,
+        )
+        self._folded += len(commit.events)
+        if self._folded >= _RECOVERY_EVENTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Move what was folded into the stored state."""
+        self._store.apply(self._changes, self.checkpoint)
+        self._changes, self._folded = {}, 0
 
 
 class _Pipeline:

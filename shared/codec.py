@@ -1,8 +1,9 @@
 """Bytes ↔ messages. The only module that raises `PoisonRecord`.
 
 The log's records are CloudEvents 1.0 in structured JSON. Our extension attributes are ``streamid eventid position
-writer commandid commandoffset actor`` and, on the last event of a command, ``completes`` and, if the caller gave an
-Idempotency-Key, ``idempotencykey requesthash answer``. JSON numbers may exceed CloudEvents' 32-bit Integer.
+writer commandid commandoffset actor``; on the last event of a command also ``completes``, ``answer`` if the events do
+not say it all, and ``idempotencykey requesthash`` if the caller gave a key. JSON numbers may exceed CloudEvents' 32-bit
+Integer.
 """
 
 from collections.abc import Callable

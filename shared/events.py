@@ -114,10 +114,21 @@ class WriterFenced(Struct, frozen=True):
     nonce: str
 
 
-class NotedCommand(Struct, frozen=True):
+class KeptAnswer(Struct, frozen=True):
+    """What a command without events came to, for retries under its Idempotency-Key. ``receipt`` is a Receipt's JSON."""
+
+    idempotency_key: str
+    request_hash: str
+    at: datetime
+    receipt: Raw
+
+
+class NotedCommand(Struct, frozen=True, omit_defaults=True):
     command_id: CommandId
     code: str
     """A refusal's code; ``unchanged`` or ``replayed`` for an answer without an event; ``poison`` for a dead letter."""
+    kept: KeptAnswer | None = None
+    """On an ``unchanged`` command with an Idempotency-Key."""
 
 
 class CommandsRefused(Struct, frozen=True):
@@ -159,7 +170,7 @@ class LoggedEvent(Struct, frozen=True, kw_only=True, gc=False):
     idempotency_key: str | None = None
     request_hash: str | None = None
     answer: str | None = None
-    """On the last event of a command with a key: what its answer holds beyond the events, as JSON text."""
+    """On the last event of a batch: what its answer holds beyond the events (errors, repeats), as JSON text."""
 
 
 class LoggedFence(Struct, frozen=True):

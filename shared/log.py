@@ -7,7 +7,7 @@ one had already replaced, was never acknowledged to anybody, and is dropped.
 from msgspec import Struct
 
 from shared.codec import decode_record
-from shared.errors import PoisonRecord
+from shared.errors import PoisonRecord, RecordsLost
 from shared.events import LoggedEvent, LoggedFence, LoggedNote, LogRecord, WriterFenced
 from shared.ids import Position
 
@@ -63,7 +63,10 @@ class LogReader:
 
         Raises:
             PoisonRecord: the record is none of ours, or a command's events do not stand together.
+            RecordsLost: it is not the record after the last one.
         """
+        if offset != self._cursor.offset:
+            raise RecordsLost(f"offset {offset} came after {self._cursor.offset - 1}: the log has lost records")
         record = decode_record(value)
         self._cursor, happened = accept(self._cursor, offset, record)
         if not happened:

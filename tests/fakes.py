@@ -1,9 +1,18 @@
 """Stand-ins for ports, held to the same contracts as the real adapters (tests/contract)."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+
+import bson
+from bson.codec_options import CodecOptions
 
 from ingestor.domain.state import Changes, Key, StoredReceipt, Value
 from ingestor.state import Checkpoint
+from projector.documents import Checkpoint as ProjectorCheckpoint
+from projector.documents import DocumentRefused, Overtaken, TooMuch
+from projector.fold import Writes
+from projector.views import Document, Documents
+from shared.log import Cursor
 
 
 class InMemoryStateStore:
@@ -35,3 +44,70 @@ class InMemoryStateStore:
     def clear(self) -> None:
         self.values.clear()
         self._checkpoint = None
+
+
+class InMemoryDatabase:
+    """Documents and checkpoints of all partitions, for several `InMemoryDocumentStore`s."""
+
+    def __init__(self) -> None:
+        self.documents: dict[tuple[str, str], bytes] = {}
+        """(Collection, key) → BSON, so that values come back as MongoDB gives them."""
+        self.checkpoints: dict[int, ProjectorCheckpoint] = {}
+
+    def read(self, collection: str) -> dict[str, Document]:
+        return {key: _decoded(raw) for (there, key), raw in self.documents.items() if there == collection}
+
+
+class InMemoryDocumentStore:
+    """The documents of one partition of the log, in a dict."""
+
+    def __init__(self, database: InMemoryDatabase, partition: int) -> None:
+        self._database = database
+        self._partition = partition
+
+    async def checkpoint(self) -> ProjectorCheckpoint:
+        return self._database.checkpoints.get(self._partition, ProjectorCheckpoint())
+
+    async def load(self, wanted: Mapping[str, Sequence[str]], *, max_bytes: int | None) -> Documents:
+        there = self._database.documents
+        raw = {(name, key): there[name, key] for name, keys in wanted.items() for key in keys if (name, key) in there}
+        if max_bytes is not None and sum(map(len, raw.values())) > max_bytes:
+            raise TooMuch
+        loaded: Documents = {name: {} for name in wanted}
+        for (name, key), document in raw.items():
+            loaded[name][key] = _decoded(document)
+        return loaded
+
+    async def apply(self, before: Cursor, after: ProjectorCheckpoint, writes: Writes) -> None:
+        if (await self.checkpoint()).cursor != before:
+            raise Overtaken
+        encoded = {
+            (name, key): _encoded(name, key, document)
+            for documents in (writes.new, writes.changed)
+            for name, there in documents.items()
+            for key, document in there.items()
+        }
+        for name, there in writes.new.items():
+            for key in there:
+                if (name, key) in self._database.documents:
+                    raise DocumentRefused(name, key, "it is there already")
+        for name, there in writes.changed.items():
+            for key in there:
+                if (name, key) not in self._database.documents:
+                    raise DocumentRefused(name, key, "somebody removed it")
+        self._database.documents |= encoded
+        self._database.checkpoints[self._partition] = after
+
+
+def _encoded(collection: str, key: str, document: Document) -> bytes:
+    try:
+        raw = bson.encode(document)
+    except OverflowError as error:
+        raise DocumentRefused(collection, key, str(error)) from error
+    if len(raw) > 16 * 1024 * 1024:
+        raise DocumentRefused(collection, key, "it is too large")
+    return raw
+
+
+def _decoded(raw: bytes) -> Document:
+    return bson.decode(raw, CodecOptions(tz_aware=True))

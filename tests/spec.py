@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ingestor.domain.judgement import Judgement, Place, judge, relearn
+from ingestor.domain.judgement import Judgement, Place, judge, relearn, relearn_note
 from ingestor.domain.state import Changes, Key, Value
 from shared.commands import Command
-from shared.events import Event, LoggedEvent
+from shared.events import Event, LoggedEvent, NotedCommand
 from shared.ids import Position
 from shared.receipts import CommandRefused
 
@@ -21,6 +21,7 @@ class Partition:
     def __init__(self) -> None:
         self.state: Changes = {}
         self.log: list[LoggedEvent] = []
+        self.notes: list[NotedCommand] = []
         self._offset = -1
 
     def when(self, command: Command, *, at: datetime = NOON) -> Judgement:
@@ -30,6 +31,7 @@ class Partition:
         judgement = judge(self.lookup, command, place, WEEK)
         apply(self.state, judgement.changes)
         self.log += judgement.events
+        self.notes += [judgement.note] if judgement.note else []
         return judgement
 
     def lookup(self, key: Key) -> Value | None:
@@ -76,14 +78,22 @@ def outcome(judgement: Judgement) -> Any:
     return judgement.receipt.outcome
 
 
-def cold_start(log: Sequence[LoggedEvent]) -> Changes:
+def note_code(judgement: Judgement) -> str:
+    """The word that the log keeps of a command without events."""
+    assert judgement.note is not None, judgement
+    return judgement.note.code
+
+
+def cold_start(log: Sequence[LoggedEvent], notes: Sequence[NotedCommand] = ()) -> Changes:
     """The state that a writer has who knows nothing but the log."""
     state: Changes = {}
     events: list[LoggedEvent] = []
     for logged in log:
         events.append(logged)
         if logged.completes is not None:
-            apply(state, relearn(state.get, events))
+            apply(state, relearn(state.get, events).changes)
             events = []
     assert not events
+    for note in notes:
+        apply(state, relearn_note(note))
     return state

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Literal
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from ingestor.domain import project_episode, tenant_episode
@@ -18,9 +17,10 @@ from ingestor.domain.state import (
     overlaid,
     receipt_key,
 )
+from shared.codec import decode_receipt, encode_receipt
 from shared.commands import Command, RecordEpisodes
-from shared.errors import RefusalCode, Refused
-from shared.events import CommandType, Event, LoggedEvent, TenantEpisodeRecorded
+from shared.errors import Refused
+from shared.events import CommandType, Event, KeptAnswer, LoggedEvent, NotedCommand, TenantEpisodeRecorded
 from shared.ids import EventId, Position
 from shared.receipts import CommandRefused, Outcome, Receipt
 
@@ -37,12 +37,12 @@ class Place(Struct, frozen=True):
 
 
 class Judgement(Struct, frozen=True):
-    """Either ``events``, all of one command; or ``note``, the word that the log keeps of a command without events."""
+    """Either ``events``, all of one command; or ``note``, what the log keeps of a command without events."""
 
     receipt: Receipt
     events: tuple[LoggedEvent, ...] = ()
     changes: Changes = {}
-    note: RefusalCode | Literal["unchanged", "replayed"] | None = None
+    note: NotedCommand | None = None
 
 
 def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) -> Judgement:
@@ -52,14 +52,14 @@ def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) 
     at = max(place.at, head.at)
     try:
         if (first := _first_answer(state, command, at, retention)) is not None:
-            return Judgement(replace(first, command_id=command.command_id, replayed=True), note="replayed")
+            again = replace(first, command_id=command.command_id, replayed=True)
+            return Judgement(again, note=NotedCommand(command.command_id, "replayed"))
         events = _decide(state, command, at)
     except Refused as refused:
-        return Judgement(
-            _receipt(command, head.event_id, CommandRefused(refused.code, refused.detail)), note=refused.code
-        )
+        receipt = _receipt(command, head.event_id, CommandRefused(refused.code, refused.detail))
+        return Judgement(receipt, note=NotedCommand(command.command_id, refused.code))
     if not events:
-        return Judgement(_receipt(command, head.event_id, _unchanged(state, command)), note="unchanged")
+        return _without_events(state, command, at)
 
     completes: CommandType = type(command).__name__  # type: ignore[assignment]  # a command's class names its type
     logged = [
@@ -81,7 +81,7 @@ def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) 
     if isinstance(command, RecordEpisodes):
         beyond = tenant_episode.beyond_events(after, command, logged[0].event_id)
         outcome: Outcome = tenant_episode.outcome(logged, beyond)
-        answer = tenant_episode.to_text(beyond) if command.idempotency_key else None
+        answer = tenant_episode.to_text(beyond)
     else:
         outcome = project_episode.outcome(after, completes, logged)
     logged[-1] = replace(
@@ -96,20 +96,38 @@ def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) 
     return Judgement(receipt, tuple(logged), changes)
 
 
-def relearn(lookup: Lookup, events: Sequence[LoggedEvent]) -> Changes:
-    """What the events of one command, read from the log, change: the same as when they were decided."""
+class Relearned(Struct, frozen=True):
+    """What the events of one command, read from the log, come to: the same as when they were decided."""
+
+    changes: Changes
+    receipt: Receipt | None
+    """None if it was not asked for and nobody can ask for it by an Idempotency-Key."""
+
+
+def relearn(lookup: Lookup, events: Sequence[LoggedEvent], *, with_receipt: bool = False) -> Relearned:
+    """Fold the events of one command, all of them, over the state before them."""
     changes, after = _fold(lookup, events)
     last = events[-1]
-    if last.idempotency_key is not None:
-        outcome: Outcome
-        if isinstance(last.event, TenantEpisodeRecorded):
-            outcome = tenant_episode.outcome(events, tenant_episode.from_text(last.answer or ""))
-        else:
-            assert last.completes is not None  # noqa: S101 - the reader ends a commit with it
-            outcome = project_episode.outcome(after, last.completes, events)
-        receipt = Receipt(command_id=last.command_id, stream=last.stream, event_id=last.event_id, outcome=outcome)
-        _remember(changes, last, receipt)
-    return changes
+    if last.idempotency_key is None and not with_receipt:
+        return Relearned(changes, None)
+    outcome: Outcome
+    if isinstance(last.event, TenantEpisodeRecorded):
+        outcome = tenant_episode.outcome(events, tenant_episode.from_text(last.answer))
+    else:
+        assert last.completes is not None  # noqa: S101 - the reader ends a commit with it
+        outcome = project_episode.outcome(after, last.completes, events)
+    receipt = Receipt(command_id=last.command_id, stream=last.stream, event_id=last.event_id, outcome=outcome)
+    _remember(changes, last, receipt)
+    return Relearned(changes, receipt)
+
+
+def relearn_note(note: NotedCommand) -> Changes:
+    """What a note read from the log changes: the receipt that it keeps for retries."""
+    if note.kept is None:
+        return {}
+    receipt = decode_receipt(bytes(note.kept.receipt))
+    key = receipt_key(receipt.stream, note.kept.idempotency_key)
+    return {key: StoredReceipt(note.kept.request_hash, note.kept.at, receipt)}
 
 
 def _decide(state: State, command: Command, at: datetime) -> Sequence[Event]:
@@ -118,11 +136,20 @@ def _decide(state: State, command: Command, at: datetime) -> Sequence[Event]:
     return project_episode.decide(state, command)
 
 
-def _unchanged(state: State, command: Command) -> Outcome:
+def _without_events(state: State, command: Command, at: datetime) -> Judgement:
+    head = state.head()
+    outcome: Outcome
     if isinstance(command, RecordEpisodes):
-        nothing_new = EventId(state.head().event_id + 1)
-        return tenant_episode.outcome((), tenant_episode.beyond_events(state, command, nothing_new))
-    return project_episode.unchanged(state, command)
+        beyond = tenant_episode.beyond_events(state, command, EventId(head.event_id + 1))
+        outcome = tenant_episode.outcome((), beyond)
+    else:
+        outcome = project_episode.unchanged(state, command)
+    receipt = _receipt(command, head.event_id, outcome)
+    if command.idempotency_key is None:
+        return Judgement(receipt, note=NotedCommand(command.command_id, "unchanged"))
+    kept = KeptAnswer(command.idempotency_key, command.request_hash, at, Raw(encode_receipt(receipt)))
+    note = NotedCommand(command.command_id, "unchanged", kept)
+    return Judgement(receipt, changes=relearn_note(note), note=note)
 
 
 def _fold(lookup: Lookup, events: Sequence[LoggedEvent]) -> tuple[Changes, State]:

@@ -87,10 +87,10 @@ def outcome(events: Sequence[LoggedEvent], beyond: BeyondEvents) -> EpisodesReco
     )
 
 
-def to_text(beyond: BeyondEvents) -> str:
-    """As it stands in the log, in ``answer``."""
-    return msgspec.json.encode(beyond).decode()
+def to_text(beyond: BeyondEvents) -> str | None:
+    """As it stands in the log, in ``answer``; None if the events say it all."""
+    return msgspec.json.encode(beyond).decode() if beyond.errors or beyond.repeats else None
 
 
-def from_text(text: str) -> BeyondEvents:
-    return msgspec.json.decode(text, type=BeyondEvents)
+def from_text(text: str | None) -> BeyondEvents:
+    return BeyondEvents((), ()) if text is None else msgspec.json.decode(text, type=BeyondEvents)

@@ -2,14 +2,16 @@
 
 from datetime import timedelta
 
+import pytest
 from hypothesis import given as hypothesis_given
 from hypothesis import settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
+from ingestor.domain.judgement import relearn
 from shared.commands import Command, EpisodeFields, ItemError
 from tests.builders import batch, delete, item, patch, restore, upsert
-from tests.spec import NOON, WEEK, Partition, cold_start, given, outcome, refusal
+from tests.spec import NOON, WEEK, Partition, cold_start, given, note_code, outcome, refusal
 
 
 def test_a_retry_under_the_same_key_gets_the_first_receipt_and_no_effect() -> None:
@@ -17,7 +19,7 @@ def test_a_retry_under_the_same_key_gets_the_first_receipt_and_no_effect() -> No
     partition.when(upsert(fields=EpisodeFields(description="later")))
     retry = upsert(idempotency_key="k", request_hash="h")
     judged = partition.when(retry)
-    assert judged.note == "replayed"
+    assert note_code(judged) == "replayed"
     assert judged.receipt.replayed
     assert judged.receipt.command_id == retry.command_id
     assert judged.receipt.event_id == 3
@@ -67,6 +69,20 @@ def test_a_replayed_batch_answers_with_its_errors_and_repeats_after_a_cold_start
     assert outcome(again).event_ids == (2, 1)
 
 
+@pytest.mark.parametrize("start", ["warm", "cold"])
+def test_an_answer_without_an_event_is_kept_for_retries_too(start: str) -> None:
+    partition = given(upsert("run-1"))
+    first = partition.when(restore("run-1", idempotency_key="k", request_hash="h"))
+    assert note_code(first) == "unchanged"
+    partition.when(delete("run-1"))
+    if start == "cold":
+        partition.state = cold_start(partition.log, partition.notes)
+    again = partition.when(restore("run-1", idempotency_key="k", request_hash="h"))
+    assert again.receipt.replayed
+    assert again.receipt.outcome == first.receipt.outcome
+    assert refusal(partition.when(patch("run-1"))) == "not_found"
+
+
 _names = st.sampled_from(["a", "b", "c"])
 _keys = st.none() | st.sampled_from(["k1", "k2"])
 _fields = st.builds(
@@ -97,10 +113,12 @@ def test_whatever_happens_ids_have_no_gap_and_a_cold_start_knows_the_same(histor
         before = dict(partition.state)
         judged = partition.when(command)
         assert bool(judged.events) == (judged.note is None)
-        if judged.note is not None:
+        if judged.note is not None and judged.note.kept is None:
             assert partition.state == before
+        if judged.events:
+            assert relearn(before.get, judged.events, with_receipt=True).receipt == judged.receipt
     for stream in {logged.stream for logged in partition.log}:
         event_ids = [logged.event_id for logged in partition.log if logged.stream == stream]
         assert event_ids == list(range(1, len(event_ids) + 1))
     assert [logged.position for logged in partition.log] == list(range(1, len(partition.log) + 1))
-    assert cold_start(partition.log) == partition.state
+    assert cold_start(partition.log, partition.notes) == partition.state

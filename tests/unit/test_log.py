@@ -3,7 +3,7 @@
 import pytest
 
 from shared.codec import encode_record
-from shared.errors import PoisonRecord
+from shared.errors import PoisonRecord, RecordsLost
 from shared.events import (
     CommandsRefused,
     CommandType,
@@ -117,6 +117,13 @@ def test_reading_may_stop_after_any_commit_and_go_on_later() -> None:
     for index, commit in enumerate(whole):
         rest, _ = read(*records, cursor=commit.cursor)
         assert whole[: index + 1] + rest == whole
+
+
+def test_a_log_that_lost_records_is_not_read_on() -> None:
+    reader = LogReader(Cursor())
+    reader.read(0, encode_record(fence()))
+    with pytest.raises(RecordsLost, match="offset 2 came after 0"):
+        reader.read(2, encode_record(event(1)))
 
 
 @pytest.mark.parametrize("intruder", [event(2, command="other"), note(2), fence("m")])

@@ -19,7 +19,7 @@ from shared.events import (
 )
 from shared.ids import derived_id
 from tests.builders import delete, patch, restore, upsert
-from tests.spec import NOON, given, happened, happened_types, outcome, refusal
+from tests.spec import NOON, given, happened, happened_types, note_code, outcome, refusal
 
 
 def test_the_first_write_creates_namespace_project_and_episode_in_one_command() -> None:
@@ -148,7 +148,7 @@ def test_the_answer_to_a_deletion_says_when() -> None:
 def test_restoring_what_lives_records_nothing() -> None:
     partition = given(upsert("run-1", EpisodeFields(write_protected=True)))
     judged = partition.when(restore())
-    assert judged.note == "unchanged"
+    assert note_code(judged) == "unchanged"
     assert not judged.events
     assert outcome(judged).episode.name == "run-1"
     assert judged.receipt.event_id == 3
