@@ -1,0 +1,49 @@
+"""Fixtures that need servers, and what a failing test tells about them."""
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from tests.cluster import (
+    RUNNING,
+    Cluster,
+    ThrowAwayServers,
+    throw_away_cluster,
+    throw_away_servers,
+)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[ThrowAwayServers]:
+    """A Kafka and a MongoDB for the whole run. A test that stops one must start it again."""
+    with throw_away_servers() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(servers: ThrowAwayServers) -> Iterator[Cluster]:
+    """Gateway, ingestor and projector for the whole run, on `servers`. A test that stops one must start it again."""
+    with throw_away_cluster(servers) as running:
+        yield running
+
+
+@pytest.fixture
+def fresh_cluster() -> Iterator[Cluster]:
+    """Everything for one test alone, its servers too: free to break. Takes about ten seconds."""
+    with throw_away_cluster() as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the ends of the logs of all that runs when a test fails."""
+    report = yield
+    if report.failed:
+        report.sections.extend((f"log of {program.name}", _short(program.log_tail())) for program in RUNNING)
+    return report
+
+
+def _short(log: str) -> str:
+    return "\n".join(line[:300] for line in log.splitlines()[-15:])
