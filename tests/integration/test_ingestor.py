@@ -344,7 +344,7 @@ async def test_a_foreign_record_in_the_log_stops_the_recovery_and_says_where(har
 
 async def test_a_command_that_was_decided_but_not_answered_is_answered_by_the_next_tenure(harness: Harness) -> None:
     """As after a kill between the append and the reply: the log has the events, the stored state is behind it."""
-    commands = [upsert("run-1", EpisodeFields(folder="/a")), batch(item("x"), tenant_id="t1")]
+    commands: list[Command] = [upsert("run-1", EpisodeFields(folder="/a")), batch(item("x"), tenant_id="t1")]
     async with harness.writing():
         first = [await harness.ask(command) for command in commands]
     shutil.rmtree(harness.folder / "state")
