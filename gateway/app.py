@@ -1,0 +1,169 @@
+"""The application: its routes, its error answers, and the layer around all requests. No I/O.
+
+Paths are matched raw, so that ``%2F`` is part of a name and no border between two. Endpoints decode their parts.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway import openapi
+from gateway.auth import Authenticator
+from gateway.dispatch import CommandTooLarge, Dispatcher, NoReply, OutcomeUnknown
+from gateway.entities import EntityExtractor, WordListExtractor
+from gateway.exchange import Bodies
+from gateway.problems import Problem, new_request_id, render, unavailable
+from gateway.queries import ReadModels
+from gateway.reads import Reads
+from gateway.routes.batches import BatchRoutes
+from gateway.routes.operations import Lifecycle, OperationRoutes
+from gateway.routes.projects import ProjectRoutes
+from gateway.settings import GatewaySettings
+from gateway.writes import Writes
+from shared.errors import EpisodesError, Unavailable
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+
+_log = structlog.get_logger(__name__)
+
+
+def create_app(
+    *,
+    dispatcher: Dispatcher,
+    read_models: ReadModels,
+    project_callers: Authenticator,
+    batch_callers: Authenticator,
+    settings: GatewaySettings,
+    lifecycle: Lifecycle,
+    extractor: EntityExtractor | None = None,
+) -> ASGIApp:
+    """Both APIs, and what operators ask."""
+    app = FastAPI(
+        title="Episodes",
+        redirect_slashes=False,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        exception_handlers={
+            EpisodesError: _answer_error,
+            Problem: _answer_problem,
+            HTTPException: _answer_http_exception,
+            ClientDisconnect: _answer_nobody,
+            Exception: _answer_bug,
+        },
+    )
+    app.openapi = openapi.document  # type: ignore[method-assign]  # ours is written by hand: hot routes have no models
+    bodies = Bodies(settings.gateway_max_in_flight_bytes)
+    reads = Reads(read_models, most=settings.gateway_max_reads, remembered=settings.gateway_remembered_streams)
+    writes = Writes(dispatcher, reads)
+    patience = settings.gateway_min_event_wait
+    app.router.routes.extend(
+        [
+            *ProjectRoutes(project_callers, bodies, writes, reads, patience=patience).routes(),
+            *BatchRoutes(
+                batch_callers, bodies, writes, reads, extractor=extractor or WordListExtractor(), patience=patience
+            ).routes(),
+            *OperationRoutes(lifecycle, kafka=dispatcher, mongodb=read_models).routes(),
+        ]
+    )
+    return Edge(app, lifecycle)
+
+
+class Edge:
+    """Around every request: the raw path, an id, the one log line for a bug, and good-bye while stopping."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+        scope["path"] = raw_path.decode("latin-1")
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                if self._lifecycle.stopping:
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception:  # noqa: BLE001 - answered by `_answer_bug` already; a request ends here, and that is reported
+            _log.exception("a bug", request_id=request_id, method=scope["method"], path=scope["path"])
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _SANE_REQUEST_ID.fullmatch(given):
+                return given
+    return new_request_id()
+
+
+def problem_of(error: EpisodesError) -> Problem:
+    """How an error of ours is answered: each type is one action."""
+    match error:
+        case OutcomeUnknown():
+            return unavailable(str(error), members={"command_id": error.command_id})
+        case Unavailable():
+            return unavailable(str(error))
+        case NoReply():
+            return Problem("timeout", str(error), members={"command_id": error.command_id})
+        case CommandTooLarge():
+            return Problem("payload_too_large", str(error))
+        case _:
+            raise error
+
+
+_Handler = Callable[[Request, Any], Awaitable[Response]]
+
+
+async def _answer_error(request: Request, error: EpisodesError) -> Response:
+    return render(problem_of(error), request.state.request_id)
+
+
+async def _answer_problem(request: Request, problem: Problem) -> Response:
+    return render(problem, request.state.request_id)
+
+
+async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
+    if error.status_code == 405:  # noqa: PLR2004 - the status
+        allowed = ", ".join(sorted(_allowed(request)))
+        problem = Problem("method_not_allowed", f"Only {allowed} can be done here", headers={"Allow": allowed})
+    elif error.status_code == 404:  # noqa: PLR2004 - the status
+        problem = Problem("not_found", "There is nothing at this path")
+    else:
+        raise error
+    return render(problem, request.state.request_id)
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of all routes at this path; each route knows its own only."""
+    methods: set[str] = set()
+    for route in request.app.router.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods
+    return methods
+
+
+async def _answer_nobody(_request: Request, _error: ClientDisconnect) -> Response:
+    return Response(status_code=400)  # the client has gone: nobody gets this
+
+
+async def _answer_bug(request: Request, _error: Exception) -> Response:
+    return render(Problem("internal_error", "Something went wrong here"), request.state.request_id)

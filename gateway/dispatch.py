@@ -1,0 +1,307 @@
+"""Publish a command and await its receipt: the port `Dispatcher`, and Kafka behind it.
+
+One loop stays connected for as long as the process lives, and watches whether Kafka answers. When it does not, the
+gate closes: what is not acknowledged yet is answered at once, and the producer is thrown away with all it holds. What
+is acknowledged goes on waiting, for the next connection reads the replies from where the last one ended.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+
+from gateway.limits import Limit
+from shared.codec import decode_receipt, encode_command
+from shared.commands import CORRELATION_ID, REPLY_PARTITION, TRACEPARENT, Command
+from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
+from shared.ids import CommandId
+from shared.kafka import REQUEST_TIMEOUT_MS, client_options, open_partition, open_producer, translated
+from shared.receipts import Receipt
+from shared.settings import COMMANDS, MAX_COMMAND_BYTES, REPLIES, KafkaSettings
+from shared.supervisor import backoff
+
+_WATCH_EVERY = 0.3
+_WATCH_TIMEOUT = 1.2
+_BROKER_TIMEOUT_MS = 700
+"""Together: that Kafka is away is known within 1.5 s, and one broker of several that is frozen is passed over."""
+
+_log = structlog.get_logger(__name__)
+
+
+class CommandTooLarge(EpisodesError):
+    """The command does not fit into a record."""
+
+    def __init__(self) -> None:
+        super().__init__(f"The request makes a record of more than {MAX_COMMAND_BYTES} bytes")
+
+
+class OutcomeUnknown(Unavailable):
+    """Kafka went away before it acknowledged the command."""
+
+    def __init__(self, command_id: CommandId) -> None:
+        super().__init__(
+            "Kafka went away before it confirmed this write. The outcome is unknown: it may still happen. "
+            "A retry with the same Idempotency-Key is safe"
+        )
+        self.command_id = command_id
+
+
+class NoReply(EpisodesError):
+    """No receipt came in time."""
+
+    def __init__(self, command_id: CommandId) -> None:
+        super().__init__(
+            "No reply came in time. The write may still happen. A retry with the same Idempotency-Key is safe"
+        )
+        self.command_id = command_id
+
+
+class Dispatcher(Protocol):
+    """Takes commands to whoever decides on them."""
+
+    async def dispatch(self, command: Command, traceparent: str | None = None) -> Receipt:
+        """What the command came to.
+
+        Raises:
+            CommandTooLarge: nothing was published.
+            OutcomeUnknown: it may have been published.
+            Unavailable: nothing was published.
+            NoReply: it was published; nobody said what it came to.
+        """
+
+    @property
+    def missing(self) -> str | None:
+        """Why no command can be taken now."""
+
+
+class KafkaDispatcher:
+    """Commands go out through one idempotent producer; replies come in on one partition of the replies topic."""
+
+    def __init__(
+        self, kafka: KafkaSettings, *, max_in_flight: int, max_in_flight_bytes: int, reply_timeout: float
+    ) -> None:
+        self._kafka = kafka
+        self._commands = Limit(max_in_flight, "writes")
+        self._bytes = Limit(max_in_flight_bytes, "bytes of writes")
+        self._reply_timeout = reply_timeout
+        self._instance_id = secrets.token_bytes(16)
+        self._connection: _Connection | None = None
+        self._disconnected = "Kafka was not reached yet"
+        self._next_reply: int | None = None
+        self._waiting: dict[CommandId, asyncio.Future[Receipt]] = {}
+        self._acknowledged_at = float("-inf")
+        self._reply_partition = 0
+        self._attempt = 0
+        self.foreign_replies = 0
+        """Replies on our partition that nobody here waits for: another gateway's, or too late."""
+        self.undecodable_replies = 0
+
+    @property
+    def missing(self) -> str | None:
+        return self._disconnected if self._connection is None else None
+
+    async def dispatch(self, command: Command, traceparent: str | None = None) -> Receipt:
+        value = encode_command(command)
+        if len(value) > MAX_COMMAND_BYTES:
+            raise CommandTooLarge
+        connection = self._connection
+        if connection is None:
+            raise Unavailable("Kafka does not answer")
+        slot = _Slot(self._commands, self._bytes, len(value))
+        reply: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        headers = [
+            (CORRELATION_ID, command.command_id.encode()),
+            (REPLY_PARTITION, b"%d" % self._reply_partition),
+        ]
+        if traceparent is not None:
+            headers.append((TRACEPARENT, traceparent.encode()))
+        self._waiting[command.command_id] = reply
+        record = _Record(command.command_id, command.stream.encode(), value, headers)
+        connection.tasks.create_task(self._publish(connection.producer, record, reply, slot))
+        try:
+            async with asyncio.timeout(self._reply_timeout):
+                return await reply
+        except TimeoutError:
+            raise NoReply(command.command_id) from None
+        finally:
+            del self._waiting[command.command_id]
+            slot.release()
+
+    async def _publish(
+        self, producer: AIOKafkaProducer, record: "_Record", reply: asyncio.Future[Receipt], slot: "_Slot"
+    ) -> None:
+        acknowledged = False
+        try:
+            with translated("publishing a command"):
+                await (await producer.send(COMMANDS, record.value, record.key, headers=record.headers))
+            acknowledged = True
+            self._acknowledged_at = asyncio.get_running_loop().time()
+        except (Unavailable, KafkaError) as error:
+            # An idempotent producer that lost a batch can send no more to that partition: begin with a new one.
+            raise self._disconnect(str(error)) from error
+        finally:
+            if not acknowledged and not reply.done():
+                reply.set_exception(OutcomeUnknown(record.command_id))
+            slot.release()
+
+    def _disconnect(self, reason: str) -> Unavailable:
+        self._connection = None
+        self._disconnected = reason
+        return Unavailable(reason)
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        while True:
+            try:
+                await self._stay_connected()
+            except asyncio.CancelledError:
+                if _is_cancelled():
+                    raise
+                # aiokafka's Fetcher.close() lets the cancellation of a task of its own out, when a fetch is backing off
+            _log.warning("waiting for Kafka", reason=self._disconnected)
+            self._attempt += 1
+            await asyncio.sleep(backoff(self._attempt))
+
+    async def _stay_connected(self) -> None:
+        """Connect, and return once that is over."""
+        try:
+            async with _open_client(self._kafka) as client, open_producer(self._kafka) as producer:
+                self._reply_partition = await self._choose_reply_partition(producer)
+                async with open_partition(self._kafka, REPLIES, self._reply_partition) as consumer:
+                    await self._position(consumer)
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(self._listen(consumer))
+                        self._connection = _Connection(producer, tasks)
+                        self._attempt = 0
+                        _log.info("connected to Kafka", reply_partition=self._reply_partition)
+                        await self._watch(client)
+        except* RecordsLost as errors:
+            self._next_reply = None
+            self._disconnect(_reason(errors))
+        except* Unavailable as errors:
+            self._disconnect(_reason(errors))
+
+    async def _choose_reply_partition(self, producer: AIOKafkaProducer) -> int:
+        with translated("looking up the topics"):
+            await producer.partitions_for(COMMANDS)
+            partitions = len(await producer.partitions_for(REPLIES))
+        return int.from_bytes(self._instance_id) % partitions
+
+    async def _position(self, consumer: AIOKafkaConsumer) -> None:
+        """Begin at the end, but after another connection where that one ended: replies to its commands may be there."""
+        partition = TopicPartition(REPLIES, self._reply_partition)
+        if self._next_reply is not None:
+            consumer.seek(partition, self._next_reply)
+            return
+        with translated("looking up the end of the replies"):
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await consumer.seek_to_end(partition)
+                self._next_reply = await consumer.position(partition)
+
+    async def _watch(self, client: AIOKafkaClient) -> None:
+        """Return never; raise `Unavailable` once no broker answers and no acknowledgement shows that one does."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_WATCH_EVERY)
+            asked_at = loop.time()
+            try:
+                async with asyncio.timeout(_WATCH_TIMEOUT):
+                    answers = await client.force_metadata_update()
+            except TimeoutError:
+                answers = False
+            if not answers and self._acknowledged_at < asked_at:
+                raise self._disconnect("Kafka does not answer")
+
+    async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        try:
+            with translated("reading replies"):
+                while True:
+                    for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                        for record in records:
+                            self._hand_over(record.value)
+                        self._next_reply = records[-1].offset + 1
+        except (Unavailable, RecordsLost) as error:
+            self._disconnect(str(error))
+            raise
+
+    def _hand_over(self, value: bytes | None) -> None:
+        try:
+            receipt = decode_receipt(value)
+        except PoisonRecord as error:
+            self.undecodable_replies += 1
+            _log.warning("a reply was dropped", reason=str(error))
+            return
+        reply = self._waiting.get(receipt.command_id)
+        if reply is None or reply.done():
+            self.foreign_replies += 1
+            return
+        reply.set_result(receipt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    producer: AIOKafkaProducer
+    tasks: asyncio.TaskGroup
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    command_id: CommandId
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+
+
+class _Slot:
+    """A command's part of what may be in flight. Free once its caller is answered and its record settled."""
+
+    def __init__(self, commands: Limit, size_of_all: Limit, size: int) -> None:
+        size_of_all.take(size)
+        try:
+            commands.take()
+        except Unavailable:
+            size_of_all.give_back(size)
+            raise
+        self._commands = commands
+        self._size_of_all = size_of_all
+        self._size = size
+        self._holders = 2
+
+    def release(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._commands.give_back()
+            self._size_of_all.give_back(self._size)
+
+
+@asynccontextmanager
+async def _open_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaClient]:
+    """A connection of its own, so that no large record delays the question whether Kafka answers."""
+    options: dict[str, Any] = client_options(kafka) | {"request_timeout_ms": _BROKER_TIMEOUT_MS}
+    client = AIOKafkaClient(**options)
+    try:
+        with translated("connecting to Kafka"):
+            await client.bootstrap()
+        client.set_topics([COMMANDS])
+        yield client
+    finally:
+        await client.close()
+
+
+def _reason(errors: BaseExceptionGroup[EpisodesError]) -> str:
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(first)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
