@@ -17,12 +17,13 @@ from typing import Any
 
 from pymongo import InsertOne, ReplaceOne
 
-from projector.commits import open_commits
-from projector.documents import open_documents, prepare_generation
+from projector import generations
+from projector.commits import CommitSource
+from projector.documents import open_documents
 from projector.fold import Writes, fold, found, touched_by
 from projector.loop import run
 from projector.views import no_documents
-from shared.kafka import open_producer
+from shared.kafka import open_partition, open_producer
 from shared.log import Cursor
 from shared.mongo import DURABLE, META, Client, ReadConcern, generation_database, open_mongo
 from shared.probes import Status
@@ -49,9 +50,8 @@ def a_log(events: int) -> PartitionLog:
 async def preload(kafka: KafkaSettings, log: PartitionLog) -> None:
     await create_topics(kafka, TopicSettings(partitions=1))
     async with open_producer(kafka) as producer:
-        for key, value in log.records:
-            last = await producer.send(EVENTS, value, key=key, partition=0)
-        await last
+        for sent in [await producer.send(EVENTS, value, key=key, partition=0) for key, value in log.records]:
+            await sent
 
 
 def batches(log: PartitionLog) -> list[Writes]:
@@ -118,7 +118,8 @@ async def projector(client: Client, kafka: KafkaSettings, log: PartitionLog) -> 
 async def reading(kafka: KafkaSettings, log: PartitionLog) -> float:
     """Fetching and decoding alone."""
     began = time.perf_counter()
-    async with open_commits(kafka, 0, Cursor()) as source:
+    async with open_partition(kafka, EVENTS, 0) as consumer:
+        source = CommitSource(consumer, 0, Cursor())
         while (await source.take(max_events=BATCH, max_bytes=10**8)).cursor.position < log.position:
             pass
     return time.perf_counter() - began
@@ -127,7 +128,7 @@ async def reading(kafka: KafkaSettings, log: PartitionLog) -> float:
 async def _empty(client: Client) -> None:
     await client.drop_database(generation_database(1))
     await client.drop_database(META)
-    await prepare_generation(client)
+    await generations.prepare(client)
 
 
 async def main(events: int, rounds: int) -> None:
@@ -136,9 +137,8 @@ async def main(events: int, rounds: int) -> None:
     writes = sum(len(there) for one in prepared for part in (one.new, one.changed) for there in part.values())
     gc.freeze()  # the collector should not walk through what only this bench holds
     size = sum(len(value) for _, value in log.records)
-    print(
-        f"{log.position} events, {size / log.position:.0f} bytes each, {writes} document writes in {len(prepared)} batches"
-    )
+    each = size / log.position
+    print(f"{log.position} events, {each:.0f} bytes each, {writes} document writes in {len(prepared)} batches")
     with throw_away_servers() as servers:
         kafka = KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
         await preload(kafka, log)
@@ -151,8 +151,9 @@ async def main(events: int, rounds: int) -> None:
                 ours.append(log.position / seconds)
                 alone = log.position / await reading(kafka, log)
                 print(
-                    f"bare {floors[-1]:8.0f}/s   projector {ours[-1]:8.0f}/s ({ours[-1] / floors[-1]:.2f})"
-                    f"   CPU {bare_cpu / log.position * 1e6:.1f} and {cpu / log.position * 1e6:.1f} µs/event   reading alone {alone:8.0f}/s"
+                    f"bare {floors[-1]:6.0f}/s, projector {ours[-1]:6.0f}/s ({ours[-1] / floors[-1]:.2f}), "
+                    f"CPU {bare_cpu / log.position * 1e6:.1f} and {cpu / log.position * 1e6:.1f} µs/event, "
+                    f"reading alone {alone:6.0f}/s"
                 )
     print(
         f"median: bare {statistics.median(floors):.0f}/s, projector {statistics.median(ours):.0f}/s, "

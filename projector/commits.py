@@ -2,17 +2,16 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
-from shared.kafka import REQUEST_TIMEOUT_MS, open_partition, translated
+from shared.kafka import REQUEST_TIMEOUT_MS, translated
 from shared.log import Commit, Cursor, LogReader
-from shared.settings import EVENTS, KafkaSettings
+from shared.settings import EVENTS
 
 _IDLE_MS = 1_000
 
@@ -35,39 +34,6 @@ class Portion(msgspec.Struct, frozen=True):
     """Bytes of their records."""
     end: End | None
     """Why there is nothing after them."""
-
-
-@asynccontextmanager
-async def open_commits(kafka: KafkaSettings, partition: int, cursor: Cursor) -> AsyncIterator["CommitSource"]:
-    """The commits of a partition from ``cursor`` on.
-
-    Raises:
-        Unavailable: Kafka does not answer.
-    """
-    failure: Exception = Unavailable("Kafka went away")
-    consumer: AIOKafkaConsumer | None = None
-    try:
-        async with open_partition(kafka, EVENTS, partition) as consumer:
-            source = CommitSource(consumer, partition, cursor)
-            try:
-                await source.check()
-                yield source
-            except Exception as error:
-                failure = error
-                raise
-    except asyncio.CancelledError:
-        # With a broker away, aiokafka's stop() lets the cancellation of its own fetch out, and leaves its client open.
-        # Nobody cancelled us, so this must not look as if: the partition's task would be gone without a word.
-        if _is_cancelled():
-            raise
-        if consumer is not None:
-            await consumer._client.close()  # noqa: SLF001
-        raise failure from None
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 class CommitSource:
@@ -97,15 +63,11 @@ class CommitSource:
         with translated(f"reading {EVENTS}/{self._partition.partition}"):
             await asyncio.wait_for(self._consumer.end_offsets([self._partition]), REQUEST_TIMEOUT_MS / 1000)
 
-    async def take(self, *, max_events: int, max_bytes: int, patient: bool = True) -> Portion:
-        """What is there up to about ``max_events`` and ``max_bytes``, at least one command.
-
-        If there is nothing yet, wait for it; unless ``patient``, only for a moment.
-        """
+    async def take(self, *, max_events: int, max_bytes: int) -> Portion:
+        """What is there up to about ``max_events`` and ``max_bytes``, at least one command. Nothing after a second."""
         while self._end is None and self._events < max_events and self._bytes < max_bytes:
-            found_some = self._read_to != self._taken_to
-            fetched = await self._fetch(0 if found_some else _IDLE_MS, max_events - self._events)
-            if not fetched and (found_some or not patient):
+            timeout_ms = _IDLE_MS if self._read_to == self._taken_to else 0
+            if not await self._fetch(timeout_ms, max_events - self._events):
                 break
         return self._portion(max_events, max_bytes)
 

@@ -11,7 +11,7 @@ import bson
 from bson import Timestamp
 from bson.errors import BSONError
 from msgspec import Struct
-from pymongo import IndexModel, InsertOne, ReplaceOne, ReturnDocument
+from pymongo import InsertOne, ReplaceOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError, OperationFailure
 
 from projector.fold import Writes
@@ -97,35 +97,11 @@ class DocumentStore(Protocol):
         ...
 
 
-async def prepare_generation(client: Client) -> int:
-    """Make the database of the generation in use ready, as often and by as many as like; give its number.
-
-    Raises:
-        Unavailable: MongoDB does not answer.
-    """
-    with translated("preparing the read models"):
-        pointers: Collection = client[META][POINTERS]
-        pointer = await pointers.find_one_and_update(
-            {"_id": POINTER_ID},
-            {"$setOnInsert": {"generation": 1}},
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-        )
-        generation: int = pointer["generation"]
-        database: Database = client[generation_database(generation)]
-        existing = await database.list_collection_names()
-        for collection in {*INDEXES, CHECKPOINTS} - {*existing}:
-            await _create_collection(database, collection)
-        for collection, indexes in INDEXES.items():
-            if indexes:
-                await database[collection].create_indexes([IndexModel([*index]) for index in indexes])
-        return generation
-
-
 _NAMESPACE_EXISTS = 48
 
 
-async def _create_collection(database: Database, collection: str) -> None:
+async def create_collection(database: Database, collection: str) -> None:
+    """Create a collection, unless somebody else is quicker."""
     try:
         await database.create_collection(collection, check_exists=False)
     except OperationFailure as error:
@@ -143,7 +119,7 @@ async def read_checkpoints(client: Client) -> tuple[int, dict[int, Checkpoint]]:
         pointer = await client[META][POINTERS].find_one({"_id": POINTER_ID})
         generation: int = 1 if pointer is None else pointer["generation"]
         database: Database = client[generation_database(generation)]
-        checkpoints = {found["_id"]: _checkpoint(found) async for found in database[CHECKPOINTS].find()}
+        checkpoints = {found["_id"]: checkpoint_in(found) async for found in database[CHECKPOINTS].find()}
     return generation, checkpoints
 
 
@@ -201,7 +177,7 @@ class MongoDocumentStore:
     async def checkpoint(self) -> Checkpoint:
         with translated("reading the checkpoint"):
             found = await self._checkpoints.find_one({"_id": self._partition}, session=self._reads)
-        return Checkpoint() if found is None else _checkpoint(found)
+        return Checkpoint() if found is None else checkpoint_in(found)
 
     async def load(self, wanted: Mapping[str, Sequence[str]], *, max_bytes: int | None) -> Documents:
         size = 0
@@ -304,7 +280,8 @@ class _CheckpointHeld(Exception):
     """An open transaction holds the checkpoint. It may move it, or never end."""
 
 
-def _checkpoint(found: Document) -> Checkpoint:
+def checkpoint_in(found: Document) -> Checkpoint:
+    """The checkpoint in its document."""
     stopped = found.get("stopped")
     return Checkpoint(
         Cursor(found["offset"], found["fence"], Position(found["position"])),

@@ -9,10 +9,11 @@ from typing import Any, Never, TypeVar
 import structlog
 from msgspec import Struct
 
-from projector.commits import CommitSource, End, Portion, open_commits
+from projector.commits import CommitSource, End, Portion
 from projector.documents import Checkpoint, DocumentRefused, DocumentStore, Overtaken, Stopped, TooMuch
 from projector.fold import Inapplicable, Writes, blame, fold, found, missing, touched_by, weight
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
+from shared.kafka import open_partition
 from shared.log import Commit, Cursor
 from shared.probes import Status
 from shared.settings import EVENTS, KafkaSettings
@@ -39,19 +40,21 @@ async def run(
         Unavailable: Kafka or MongoDB does not answer.
     """
     size = _BatchSize(max_events)
-    while True:
-        try:
-            async with open_documents(partition) as documents:
-                checkpoint = await documents.checkpoint()
-                async with open_commits(kafka, partition, checkpoint.cursor) as source:
+    async with open_partition(kafka, EVENTS, partition) as consumer:
+        while True:
+            try:
+                async with open_documents(partition) as documents:
+                    checkpoint = await documents.checkpoint()
+                    source = CommitSource(consumer, partition, checkpoint.cursor)
+                    await source.check()
                     status.partitions[partition] = Status.RUNNING
                     _log.info("partition runs", partition=partition, position=checkpoint.cursor.position)
-                    await _follow(partition, source, documents, checkpoint, size)
-        except Overtaken:
-            _log.info("another projector is ahead", partition=partition)
-        except _Smaller as error:
-            size.shrink(error.commits)
-            _log.info("going on with smaller batches", partition=partition, commits=size.most, reason=str(error))
+                    await _follow(partition, source, documents, checkpoint.cursor, size)
+            except Overtaken:
+                _log.info("another projector is ahead", partition=partition)
+            except _Smaller as error:
+                size.shrink(error.commits)
+                _log.info("going on in smaller batches", partition=partition, commits=size.most, reason=str(error))
 
 
 class _BatchSize:
@@ -87,15 +90,15 @@ class _Batch(Struct, frozen=True):
 
 
 async def _follow(
-    partition: int, source: CommitSource, documents: DocumentStore, checkpoint: Checkpoint, size: _BatchSize
+    partition: int, source: CommitSource, documents: DocumentStore, cursor: Cursor, size: _BatchSize
 ) -> Never:
     """Apply batch after batch, each prepared while the one before it is being applied."""
 
-    async def prepare(previous: _Batch, *, patient: bool = True) -> _Batch:
-        portion = await source.take(max_events=size.most, max_bytes=MAX_BATCH_BYTES, patient=patient)
+    async def prepare(previous: _Batch) -> _Batch:
+        portion = await source.take(max_events=size.most, max_bytes=MAX_BATCH_BYTES)
         return await _fold(partition, portion, previous, documents)
 
-    batch = await prepare(_Batch(checkpoint.cursor, checkpoint.cursor), patient=checkpoint.stopped is None)
+    batch = await prepare(_Batch(cursor, cursor))
     while batch.end is None:
         batch = await _both(prepare(batch), _apply(partition, batch, documents))
         size.grow()
@@ -130,8 +133,11 @@ async def _fold(partition: int, portion: Portion, previous: _Batch, documents: D
 
 async def _apply(partition: int, batch: _Batch, documents: DocumentStore) -> None:
     stopped = _stopped(batch.end)
-    if batch.end is not None and stopped is None and batch.after == batch.before:
-        return
+    if batch.after == batch.before and stopped is None:
+        if batch.end is not None:
+            return
+        if await documents.checkpoint() == Checkpoint(batch.before):
+            return  # idle, with the database there, nobody ahead, and no stop to be cleared
     try:
         await documents.apply(batch.before, Checkpoint(batch.after, stopped), batch.writes)
     except (DocumentRefused, TooMuch) as error:

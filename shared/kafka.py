@@ -4,12 +4,15 @@ aiokafka's defaults lose data (acks=1, "latest", auto-commit) or speed (16 kB ba
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     InvalidTopicError,
@@ -20,8 +23,10 @@ from aiokafka.errors import (
     ProducerClosed,
     RecordListTooLargeError,
     UnknownTopicOrPartitionError,
+    for_code,
 )
 from aiokafka.helpers import create_ssl_context
+from aiokafka.partitioner import murmur2
 
 from shared.errors import RecordsLost, Unavailable
 from shared.settings import KafkaSettings
@@ -29,8 +34,14 @@ from shared.settings import KafkaSettings
 REQUEST_TIMEOUT_MS = 5_000
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
+_SILENCE_SECONDS = 10.0
 
 _BUGS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTopicError)
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """The partition of a key, for ever: what Kafka's producers choose by default."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 @contextmanager
@@ -113,6 +124,26 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
     await producer.stop()
 
 
+async def append_together(
+    producer: AIOKafkaProducer,
+    topic: str,
+    partition: int,
+    records: Iterable[tuple[bytes | None, bytes, datetime]],
+) -> "asyncio.Future[Any]":
+    """Send keys, values and times as one record batch: all are appended or none is. The future is its metadata.
+
+    Raises:
+        Unavailable: Kafka does not take it.
+    """
+    builder = producer.create_batch()
+    for key, value, at in records:
+        if builder.append(key=key, value=value, timestamp=round(at.timestamp() * 1000)) is None:
+            raise AssertionError(f"a record of {len(value)} bytes does not fit any more into one record batch")
+    builder.close()
+    with translated(f"appending to {topic}/{partition}"):
+        return await producer.send_batch(builder, topic, partition=partition)  # type: ignore[no-any-return]
+
+
 @asynccontextmanager
 async def open_partition(settings: KafkaSettings, topic: str, partition: int) -> AsyncIterator[AIOKafkaConsumer]:
     """A started consumer of one partition, without a group. The caller seeks before the first read.
@@ -136,7 +167,87 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
             consumer.assign([TopicPartition(topic, partition)])
         yield consumer
     finally:
+        await _stop(consumer)
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    try:
         await consumer.stop()
+    except asyncio.CancelledError:
+        # With a broker away, aiokafka lets the cancellation of its own fetch out and leaves its client open. It must
+        # not look as if somebody had cancelled us: a task would end without a word.
+        await consumer._client.close()  # noqa: SLF001
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+
+
+async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | None, int]:
+    """Kafka's id of the cluster, if it tells, and the topic's number of partitions.
+
+    Raises:
+        Unavailable: Kafka does not answer, or has no such topic.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        with translated(f"asking Kafka for {topic}"):
+            await asyncio.wait_for(admin.start(), REQUEST_TIMEOUT_MS / 1000)
+            cluster = await admin.describe_cluster()
+            [described] = await admin.describe_topics([topic])
+            if described["error_code"]:
+                raise for_code(described["error_code"])
+    finally:
+        await admin.close()
+    return cluster.get("cluster_id"), len(described["partitions"])
+
+
+async def starts(consumer: AIOKafkaConsumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """Partition → offset of the first record that is still there.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    return await _offsets(consumer.beginning_offsets, topic, partitions)
+
+
+async def ends(consumer: AIOKafkaConsumer, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    """Partition → offset of its next record.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    return await _offsets(consumer.end_offsets, topic, partitions)
+
+
+async def _offsets(
+    ask: Callable[[list[TopicPartition]], Awaitable[dict[TopicPartition, int]]], topic: str, partitions: Iterable[int]
+) -> dict[int, int]:
+    with translated(f"finding the ends of {topic}"):
+        asked = ask([TopicPartition(topic, number) for number in partitions])
+        found = await asyncio.wait_for(asked, REQUEST_TIMEOUT_MS / 1000)
+    return {tp.partition: offset for tp, offset in found.items()}
+
+
+async def read_to(
+    consumer: AIOKafkaConsumer, topic: str, partition: int, start: int, end: int
+) -> AsyncIterator[Sequence[ConsumerRecord]]:
+    """The records from offset ``start`` on that are before ``end``, as many at a time as Kafka sends.
+
+    Raises:
+        RecordsLost: ``start`` is no longer there.
+        Unavailable: Kafka does not answer.
+    """
+    tp, what = TopicPartition(topic, partition), f"reading {topic}/{partition}"
+    consumer.seek(tp, start)
+    heard = time.monotonic()
+    while start < end:
+        with translated(what):
+            taken = await consumer.getmany(tp, timeout_ms=500, max_records=1_000)
+        if records := taken.get(tp):
+            yield [record for record in records if record.offset < end]
+            start, heard = records[-1].offset + 1, time.monotonic()
+        elif time.monotonic() - heard > _SILENCE_SECONDS:
+            raise Unavailable(f"{what}: nothing came for {_SILENCE_SECONDS} s")
 
 
 @asynccontextmanager
@@ -165,4 +276,4 @@ async def open_membership(
             await asyncio.wait_for(consumer.start(), 2 * SESSION_TIMEOUT_MS / 1000)
         yield consumer
     finally:
-        await consumer.stop()
+        await _stop(consumer)

@@ -7,7 +7,7 @@ one had already replaced, was never acknowledged to anybody, and is dropped.
 from msgspec import Struct
 
 from shared.codec import decode_record
-from shared.errors import PoisonRecord, RecordsLost
+from shared.errors import Fenced, PoisonRecord, RecordsLost
 from shared.events import LoggedEvent, LoggedFence, LoggedNote, LogRecord, WriterFenced
 from shared.ids import Position
 
@@ -49,6 +49,17 @@ def accept(cursor: Cursor, offset: int, record: LogRecord) -> tuple[Cursor, bool
     return Cursor(offset + 1, cursor.fence, cursor.position), False
 
 
+def check_place(offset: int, before: Position, *, fence: int, position_at_fence: Position) -> None:
+    """The writer's rule: whether the batch acknowledged at ``offset``, which follows position ``before``, happened.
+
+    Raises:
+        Fenced: the batch is not at the one offset that it has if nobody else wrote since the writer's fence.
+    """
+    expected = fence + (before + 1 - position_at_fence)
+    if offset != expected:
+        raise Fenced(f"a batch landed at offset {offset} and not at {expected}: another writer may own the partition")
+
+
 class LogReader:
     """Turns the records of one events partition, given in order, into commits."""
 
@@ -58,6 +69,11 @@ class LogReader:
         self._cursor = cursor
         self._events: list[LoggedEvent] = []
 
+    @property
+    def cursor(self) -> Cursor:
+        """Where the next record is. Reading may go on from here only right after a commit."""
+        return self._cursor
+
     def read(self, offset: int, value: bytes | None) -> Commit | None:
         """Take the record at ``offset``; the commit that it completes, if any.
 
@@ -65,9 +81,12 @@ class LogReader:
             PoisonRecord: the record is none of ours, or a command's events do not stand together.
             RecordsLost: it is not the record after the last one.
         """
+        return self.take(offset, decode_record(value))
+
+    def take(self, offset: int, record: LogRecord) -> Commit | None:
+        """As `read`, of a decoded record."""
         if offset != self._cursor.offset:
             raise RecordsLost(f"offset {offset} came after {self._cursor.offset - 1}: the log has lost records")
-        record = decode_record(value)
         self._cursor, happened = accept(self._cursor, offset, record)
         if not happened:
             self.fenced_events += 1

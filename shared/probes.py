@@ -20,6 +20,9 @@ class Status:
     partitions: dict[int, str] = field(default_factory=dict)
     """Partition of ours → ``running``, or what it is doing instead."""
 
+    details: dict[str, object] = field(default_factory=dict)
+    """What else a person may want to know, whether ready or not."""
+
     RUNNING = "running"
 
     @property
@@ -32,6 +35,7 @@ class Status:
             "ready": self.ready,
             "waiting_for": self.waiting_for,
             "partitions": {str(number): state for number, state in sorted(self.partitions.items())},
+            **self.details,
         }
 
 

@@ -60,10 +60,10 @@ async def supervise(
                         status.waiting_for.pop("kafka", None)
                         status.waiting_for.pop("partitions", None)
                         for partition in running.keys() - wish.partitions:
-                            await _stop(running.pop(partition))
+                            await end_task(running.pop(partition))
                             status.partitions.pop(partition, None)
                         for partition in wish.partitions - running.keys():
-                            running[partition] = tasks.create_task(_keep_running(partition, run_partition, status))
+                            running[partition] = tasks.create_task(keep_running(partition, run_partition, status))
             except Unavailable as error:
                 status.waiting_for["kafka"] = str(error)
                 _log.warning("waiting for Kafka", reason=str(error))
@@ -90,12 +90,14 @@ def _leaves(group: ExceptionGroup) -> Iterator[Exception]:
             yield error
 
 
-async def _stop(task: asyncio.Task[None]) -> None:
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel the task and wait until it has ended."""
     task.cancel()
     await asyncio.wait([task])
 
 
-async def _keep_running(partition: int, run_partition: RunPartition, status: Status) -> None:
+async def keep_running(partition: int, run_partition: RunPartition, status: Status) -> None:
+    """Run one partition again whenever it is interrupted; stand still, with the reason shown, once it stops."""
     attempt = 0
     while True:
         try:

@@ -5,7 +5,7 @@ from the start of the log begins with `no_documents`.
 """
 
 from collections.abc import Mapping
-from typing import assert_never
+from typing import Any, assert_never
 
 from projector.views import (
     entities,
@@ -116,9 +116,49 @@ def project(documents: Documents, logged: LoggedEvent) -> None:
     all_streams[logged.stream] = streams.project(all_streams.get(logged.stream), logged)
 
 
+def stream_of(collection: str, document: Mapping[str, Any]) -> str:
+    """The stream that the document comes from."""
+    match collection:
+        case "streams":
+            return str(document["_id"])
+        case "namespaces":
+            return f"namespace:{document.get('slug')}"
+        case "tenant_episodes" | "entities":
+            return f"tenant:{document.get('tenant_id')}"
+        case _:
+            return f"namespace:{document.get('namespace')}"
+
+
+def owner_query(collection: str, stream: str) -> Mapping[str, str]:
+    """What finds the stream's documents in a collection: the other way round from `stream_of`."""
+    owner = stream.partition(":")[2]
+    match collection:
+        case "streams":
+            return {"_id": stream}
+        case "namespaces":
+            return {"slug": owner} if stream.startswith("namespace:") else _NOTHING
+        case "tenant_episodes" | "entities":
+            return {"tenant_id": owner} if stream.startswith("tenant:") else _NOTHING
+        case _:
+            return {"namespace": owner} if stream.startswith("namespace:") else _NOTHING
+
+
+_NOTHING = {"_id": ""}
+
+
 def no_documents() -> Documents:
     """Give what there is before the first event."""
     return {collection: {} for collection in INDEXES}
 
 
-__all__ = ["INDEXES", "Document", "Documents", "Index", "no_documents", "project", "touched"]
+__all__ = [
+    "INDEXES",
+    "Document",
+    "Documents",
+    "Index",
+    "no_documents",
+    "owner_query",
+    "project",
+    "stream_of",
+    "touched",
+]

@@ -25,7 +25,8 @@ from msgspec import Raw
 from local.process import ROOT, ManagedProcess
 from local.servers import free_port
 from local.services import make_service
-from projector.documents import Checkpoint, MongoDocumentStore, open_documents, prepare_generation
+from projector import generations
+from projector.documents import Checkpoint, MongoDocumentStore, open_documents
 from projector.fold import Writes
 from projector.loop import MAX_BATCH_BYTES, run
 from projector.views import Documents, no_documents, project
@@ -86,7 +87,7 @@ class Harness:
 
     async def run_one(self, partition: int, *, max_events: int = 1_000) -> None:
         """Run the loop of one partition, in this process, without a supervisor."""
-        generation = await prepare_generation(self.client)
+        generation = await generations.prepare(self.client)
         await run(
             partition,
             kafka=self.kafka,
@@ -117,7 +118,7 @@ class Harness:
         for partition in partitions:
             log = self.logs[partition]
             end = {"_id": partition, "position": log.position, "offset": log.offset, "fence": log.fence}
-            await until(lambda partition=partition, end=end: self._is_at(partition, end), f"{partition} at {end}")
+            await until(partial(self._is_at, partition, end), f"{partition} at {end}")
 
     async def _is_at(self, partition: int, end: dict[str, Any]) -> bool:
         return await self.checkpoint(partition) == end
@@ -254,6 +255,20 @@ async def test_two_projectors_on_one_partition_apply_each_event_once(harness: Ha
     await harness.assert_each_event_is_applied_once()
 
 
+async def test_an_idle_projector_notices_that_another_one_is_ahead(harness: Harness) -> None:
+    history = harness.history(0)
+    history.step()
+    await harness.write(0)
+    async with harness.running(0):
+        await harness.applied(0)
+        checkpoint = await harness.checkpoint(0)
+        await harness.database[CHECKPOINTS].update_one({"_id": 0}, {"$set": {"position": 0, "offset": 0, "fence": -1}})
+        for collection in no_documents():
+            await harness.database[collection].delete_many({})
+        await until(partial(harness._is_at, 0, checkpoint), "it goes on from where the checkpoint is")
+    await harness.assert_each_event_is_applied_once()
+
+
 async def test_killed_in_the_middle_of_the_load_it_applies_each_event_once(harness: Harness) -> None:
     histories = [harness.history(partition, content_bytes=2_000) for partition in range(PARTITIONS)]
     process = harness.process(PROJECTOR_MAX_BATCH_EVENTS="100")
@@ -268,7 +283,8 @@ async def test_killed_in_the_middle_of_the_load_it_applies_each_event_once(harne
                 await harness.write(partition)
 
     async def moved(before: int) -> bool:
-        return before < (await harness.checkpoint(0))["position"]
+        position: int = (await harness.checkpoint(0))["position"]
+        return before < position
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(write())
@@ -292,8 +308,10 @@ async def test_killed_in_the_middle_of_the_load_it_applies_each_event_once(harne
     [
         (b"\xff not JSON", "not a record of this log"),
         (
-            b'{"specversion":"1.0","id":"1","source":"/x","type":"episodes.ProjectEpisodeSung.v3",'
-            b'"time":"2026-03-01T12:00:00Z","data":{}}',
+            (
+                b'{"specversion":"1.0","id":"1","source":"/x","type":"episodes.ProjectEpisodeSung.v3",'
+                b'"time":"2026-03-01T12:00:00Z","data":{}}'
+            ),
             "unknown event type 'episodes.ProjectEpisodeSung.v3', perhaps of a newer version: upgrade the projector",
         ),
     ],
@@ -407,7 +425,7 @@ async def test_a_document_that_is_there_already_stops_at_exactly_its_event(harne
     log.append(ALICE, ProjectCreated("p1", "robotics", "robotics"))
     cursors = [log.append(ALICE, an_episode(number, "small")).cursor for number in range(1, 101)]
     await harness.write(0)
-    await prepare_generation(harness.client)
+    await generations.prepare(harness.client)
     await harness.database.project_episodes.insert_one({"_id": "e70"})
     with pytest.raises(PoisonRecord, match=rf"offset {cursors[68].offset}: .*project_episodes/e70 cannot be stored"):
         await harness.run_one(0)
@@ -464,7 +482,7 @@ async def test_records_that_are_gone_stop_the_partition(harness: Harness) -> Non
     await admin.start()
     await admin.delete_records({TopicPartition(EVENTS, 0): RecordsToDelete(before_offset=5)})
     await admin.close()
-    with pytest.raises(RecordsLost, match="episodes.events/0"):
+    with pytest.raises(RecordsLost, match=r"episodes\.events/0"):
         await harness.run_one(0)
     checkpoint = await harness.checkpoint(0)
     assert (checkpoint["position"], checkpoint["stopped"]["offset"]) == (0, 0)
@@ -481,10 +499,10 @@ async def test_it_catches_up_by_itself_when_mongodb_is_back(harness: Harness) ->
         await ready(process)
         await asyncio.to_thread(harness.servers.mongodb.stop)
         try:
+            await ready(process, "waiting:")  # without any event to apply
             for _ in range(50):
                 history.step()
             await harness.write(0)
-            await ready(process, "waiting:")
             unreachable = await asyncio.to_thread(harness.cli, "status")
             assert unreachable.returncode == 1
             assert unreachable.stderr.startswith("python -m projector status: MongoDB does not answer as it should: ")

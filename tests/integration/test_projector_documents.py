@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from projector.documents import Checkpoint, MongoDocumentStore, Overtaken, open_documents, prepare_generation
+from projector import generations
+from projector.documents import Checkpoint, MongoDocumentStore, Overtaken, open_documents
 from projector.fold import Writes
 from projector.views import INDEXES
 from shared.ids import Position
@@ -90,7 +91,7 @@ async def test_reads_see_our_own_last_write(client: Client) -> None:
 async def test_many_may_prepare_the_first_generation_at_once(client: Client) -> None:
     await client.drop_database(META)
     await client.drop_database(generation_database(1))
-    assert await asyncio.gather(*(prepare_generation(client) for _ in range(8))) == [1] * 8
+    assert await asyncio.gather(*(generations.prepare(client) for _ in range(8))) == [1] * 8
     assert await client[META][POINTERS].find_one() == {"_id": POINTER_ID, "generation": 1}
     for collection, indexes in INDEXES.items():
         found = await client[generation_database(1)][collection].index_information()
@@ -102,5 +103,5 @@ async def test_many_may_prepare_the_first_generation_at_once(client: Client) -> 
 
 async def test_the_generation_in_use_stays(client: Client) -> None:
     await client[META][POINTERS].update_one({"_id": POINTER_ID}, {"$set": {"generation": GENERATION}}, upsert=True)
-    assert await prepare_generation(client) == GENERATION
+    assert await generations.prepare(client) == GENERATION
     await client[META][POINTERS].delete_one({"_id": POINTER_ID})
