@@ -72,31 +72,39 @@ class Replies:
             for partition, values in by_partition.items():
                 await self._send_to(producer, partition, values)
         except Unavailable as error:
-            self._drop(sum(map(len, by_partition.values())), str(error))
+            self._settle(sum(map(len, by_partition.values())), str(error))
             raise
-        finally:
-            for _ in taken:
-                self._waiting.task_done()
 
     async def _send_to(self, producer: AIOKafkaProducer, partition: int, values: list[bytes]) -> None:
         while values:
             batch, size, count = producer.create_batch(), 0, 0
-            while values and (not count or size + len(values[-1]) <= _BATCH_BYTES):
-                size += len(values[-1])
-                batch.append(key=None, value=values.pop(), timestamp=None)
+            while count < len(values) and (not count or size + len(values[count]) <= _BATCH_BYTES):
+                batch.append(key=None, value=values[count], timestamp=None)
+                size += len(values[count])
                 count += 1
             batch.close()
             with translated("sending replies"):
                 sent = await producer.send_batch(batch, REPLIES, partition=partition)
-            sent.add_done_callback(lambda future, count=count: self._note_failure(future, count))
+            del values[:count]
+            sent.add_done_callback(lambda future, count=count: self._settle(count, _failure(future)))
 
-    def _note_failure(self, future: "asyncio.Future[object]", count: int) -> None:
-        if not future.cancelled() and future.exception() is not None:
-            self._drop(count, str(future.exception()))
+    def _settle(self, count: int, failure: str | None) -> None:
+        """So many replies are acknowledged, or lost."""
+        if failure is not None:
+            self._drop(count, failure)
+        for _ in range(count):
+            self._waiting.task_done()
 
     def _drop(self, count: int, reason: str) -> None:
         self.dropped += count
         _log.error("replies dropped: their callers will hear 504", count=count, total=self.dropped, reason=reason)
+
+
+def _failure(sent: "asyncio.Future[object]") -> str | None:
+    if sent.cancelled():
+        return "the sending was cancelled"
+    error = sent.exception()
+    return None if error is None else str(error)
 
 
 @asynccontextmanager

@@ -83,7 +83,9 @@ class KafkaServer(ManagedProcess):
         }
         self._properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         if not (self._data / "meta.properties").exists():
-            cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            cluster = (
+                f"E{urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip('=')}"  # never a "-" first: an option
+            )
             format_storage = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
             with self.log.open("ab") as log:
                 subprocess.run([*self._java, *format_storage], stdout=log, stderr=log, check=True)

@@ -4,13 +4,13 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import msgspec
 import structlog
 import typer
@@ -249,7 +249,7 @@ def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         reason = error
     except (RebuildRunning, NothingToRepair, EpisodesError) as error:
         reason = error  # type: ignore[assignment]
-    typer.echo(f"python -m projector {click.get_current_context().info_name}: {reason}", err=True)
+    typer.echo(f"python -m projector {sys.argv[1]}: {reason}", err=True)
     raise typer.Exit(1)
 
 

@@ -120,7 +120,15 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
     if sender_task is not None:
         sender_task.cancel()
         await asyncio.wait([sender_task], timeout=2 * REQUEST_TIMEOUT_MS / 1000)
-    producer._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001
+    waiting = producer._message_accumulator  # noqa: SLF001
+    # Batches about to be tried again are missing here, and aiokafka stumbles over that when they fail.
+    waiting._pending_batches |= {  # noqa: SLF001
+        batch
+        for batches in waiting._batches.values()  # noqa: SLF001
+        for batch in batches
+        if batch.retry_count
+    }
+    waiting.fail_all(ProducerClosed())
     await producer.stop()
 
 

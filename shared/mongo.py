@@ -11,7 +11,7 @@ from motor.motor_asyncio import (
     AsyncIOMotorDatabase,
 )
 from pymongo import WriteConcern
-from pymongo.errors import ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
+from pymongo.errors import ConfigurationError, ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from shared.errors import Unavailable
@@ -50,6 +50,9 @@ def translated(what: str) -> Iterator[None]:
             isinstance(error, ConnectionFailure | ExecutionTimeout)
             or any(error.has_error_label(label) for label in _PASSING_LABELS)
             or (isinstance(error, OperationFailure) and error.code in _PASSING_CODES)
+            or (
+                isinstance(error, ConfigurationError) and "Sessions are not supported" in str(error)
+            )  # no replica set yet
         )
         if not passing:
             raise

@@ -39,8 +39,8 @@ def configure_logging(process: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=settings.level, force=True)
-    for chatty in ("aiokafka", "pymongo", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    for chatty, level in {"aiokafka": logging.CRITICAL, "pymongo": logging.ERROR, "asyncio": logging.ERROR}.items():
+        logging.getLogger(chatty).setLevel(level)  # what aiokafka says, a thousand times a second, reaches us as errors
     structlog.contextvars.bind_contextvars(process=process)
 
 

@@ -22,6 +22,9 @@ RunPartition = Callable[[int], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 
+_END_SECONDS = 10.0
+"""Longer than any orderly end takes."""
+
 
 class _Wish(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
     """Notes which partitions the group gave us, and no more: aiokafka sends no heartbeats while a listener runs."""
@@ -91,9 +94,10 @@ def _leaves(group: ExceptionGroup) -> Iterator[Exception]:
 
 
 async def end_task(task: asyncio.Task[None]) -> None:
-    """Cancel the task and wait until it has ended."""
-    task.cancel()
-    await asyncio.wait([task])
+    """Cancel the task and wait until it has ended; again, should it take no notice."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_END_SECONDS)
 
 
 async def keep_running(partition: int, run_partition: RunPartition, status: Status) -> None:
@@ -103,10 +107,15 @@ async def keep_running(partition: int, run_partition: RunPartition, status: Stat
         try:
             status.partitions[partition] = "starting"
             await run_partition(partition)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            # A library let a cancellation of its own out. Passing it on would end this task without a word.
+            raise RuntimeError(f"the work on partition {partition} was cancelled, and by nobody here") from None
         except (PoisonRecord, RecordsLost) as error:
             status.partitions[partition] = f"stopped: {error}"
             _log.error("partition stopped", partition=partition, reason=str(error))
-            await asyncio.Event().wait()
+            await _pause(None)
         except (Unavailable, Fenced) as error:
             if status.partitions[partition] == Status.RUNNING:
                 attempt = 0
@@ -114,4 +123,16 @@ async def keep_running(partition: int, run_partition: RunPartition, status: Stat
             status.partitions[partition] = f"waiting: {error}"
             _log.warning("partition interrupted", partition=partition, reason=str(error))
             # After a fence, give the group time to tell us that the partition is somebody else's.
-            await asyncio.sleep(backoff(attempt, first=1.0) if isinstance(error, Fenced) else backoff(attempt))
+            await _pause(backoff(attempt, first=1.0) if isinstance(error, Fenced) else backoff(attempt))
+
+
+async def _pause(seconds: float | None) -> None:
+    """Sleep, for ever if None."""
+    if _is_cancelled():  # an error came out of the work in the place of the cancellation
+        raise asyncio.CancelledError
+    await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
