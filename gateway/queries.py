@@ -99,8 +99,10 @@ class MongoReadModels:
                 self._missing = await self._look()
             except Unavailable as error:
                 self._missing = str(error)
-            if self._missing != before:
-                _log.warning("MongoDB can be read" if self._missing is None else "waiting", reason=self._missing)
+            if self._missing is not None and self._missing != before:
+                _log.warning("waiting for MongoDB", reason=self._missing)
+            elif self._missing is None and before is not None:
+                _log.info("MongoDB can be read")
             await asyncio.sleep(_POINTER_SECONDS)
 
     async def _look(self) -> str | None:

@@ -1,0 +1,158 @@
+"""The dispatcher's bookkeeping, with a producer that does as it is told. Connecting is tested on the real Kafka."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+from structlog.testing import capture_logs
+
+from gateway.dispatch import CommandTooLarge, KafkaDispatcher, NoReply, OutcomeUnknown, _Connection
+from shared.codec import encode_receipt
+from shared.commands import EpisodeFields
+from shared.errors import Unavailable
+from shared.ids import EventId
+from shared.receipts import CommandRefused, Receipt
+from shared.settings import KafkaSettings
+from tests import builders
+
+
+class FakeProducer:
+    """Takes records; they are acknowledged when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.acknowledgements: list[asyncio.Future[None]] = []
+
+    async def send(self, topic: str, value: bytes, key: bytes, *, headers: Any) -> "asyncio.Future[None]":
+        self.sent.append({"topic": topic, "value": value, "key": key, "headers": dict(headers)})
+        self.acknowledgements.append(asyncio.get_running_loop().create_future())
+        return self.acknowledgements[-1]
+
+
+def dispatcher(*, reply_timeout: float = 5, most: int = 10, most_bytes: int = 10_000) -> KafkaDispatcher:
+    return KafkaDispatcher(
+        KafkaSettings(), max_in_flight=most, max_in_flight_bytes=most_bytes, reply_timeout=reply_timeout
+    )
+
+
+@asynccontextmanager
+async def connected(it: KafkaDispatcher) -> AsyncIterator[FakeProducer]:
+    producer = FakeProducer()
+    async with asyncio.TaskGroup() as tasks:
+        it._connection = _Connection(producer, tasks)
+        yield producer
+        for acknowledgement in producer.acknowledgements:
+            if not acknowledgement.done():
+                acknowledgement.set_result(None)
+
+
+async def turns(number: int = 5) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+def receipt_for(command: Any) -> Receipt:
+    outcome = CommandRefused("gone", "It is gone")
+    return Receipt(command_id=command.command_id, stream=command.stream, event_id=EventId(1), outcome=outcome)
+
+
+async def test_a_command_is_published_and_its_reply_handed_over() -> None:
+    it, command = dispatcher(), builders.upsert()
+    async with connected(it) as producer:
+        answer = asyncio.ensure_future(it.dispatch(command, "00-trace"))
+        await turns()
+        [sent] = producer.sent
+        assert (sent["topic"], sent["key"]) == ("episodes.commands", command.stream.encode())
+        assert sent["headers"] == {
+            "correlation-id": command.command_id.encode(),
+            "reply-partition": b"0",
+            "traceparent": b"00-trace",
+        }
+        it._hand_over(encode_receipt(receipt_for(builders.upsert())))
+        with capture_logs():
+            it._hand_over(b"nonsense")
+        assert not answer.done()
+        it._hand_over(encode_receipt(receipt_for(command)))
+        assert await answer == receipt_for(command)
+        it._hand_over(encode_receipt(receipt_for(command)))
+    assert (it.foreign_replies, it.undecodable_replies) == (2, 1)
+    assert (it._commands.taken, it._bytes.taken) == (0, 0)
+
+
+async def test_without_a_connection_nothing_is_published() -> None:
+    it = dispatcher()
+    assert it.missing == "Kafka was not reached yet"
+    with pytest.raises(Unavailable) as caught:
+        await it.dispatch(builders.upsert())
+    assert not isinstance(caught.value, OutcomeUnknown)
+
+
+async def test_a_command_that_fits_into_no_record_is_refused() -> None:
+    with pytest.raises(CommandTooLarge):
+        await dispatcher().dispatch(builders.upsert(fields=EpisodeFields(description="x" * 16 * 1024 * 1024)))
+
+
+async def test_without_a_reply_the_command_counts_until_its_record_is_settled() -> None:
+    it, command = dispatcher(reply_timeout=0.01, most=1), builders.upsert()
+    async with connected(it) as producer:
+        with pytest.raises(NoReply) as caught:
+            await it.dispatch(command)
+        assert caught.value.command_id == command.command_id
+        with pytest.raises(Unavailable, match="Too many writes are under way"):
+            await it.dispatch(builders.upsert())
+        producer.acknowledgements[0].set_result(None)
+        await turns()
+        with pytest.raises(NoReply):
+            await it.dispatch(builders.upsert())
+
+
+async def test_more_bytes_than_there_may_be_are_refused() -> None:
+    it = dispatcher(most_bytes=300)
+    async with connected(it):
+        with pytest.raises(Unavailable, match="Too many bytes of writes are under way"):
+            await it.dispatch(builders.upsert(fields=EpisodeFields(description="x" * 300)))
+        assert (it._commands.taken, it._bytes.taken) == (0, 0)
+
+
+async def test_a_record_that_is_lost_leaves_the_outcome_unknown_and_ends_the_connection() -> None:
+    it = dispatcher()
+    answers: list[asyncio.Task[Receipt]] = []
+
+    async def lose_one() -> None:
+        async with connected(it) as producer:
+            answers.extend(asyncio.ensure_future(it.dispatch(builders.upsert())) for _ in range(2))
+            await turns()
+            producer.acknowledgements[0].set_exception(KafkaConnectionError("away"))
+            await asyncio.Event().wait()
+
+    with pytest.raises(ExceptionGroup) as ended:
+        await lose_one()
+    assert ended.group_contains(Unavailable)
+    for answer in answers:
+        with pytest.raises(OutcomeUnknown):
+            await answer
+    assert it.missing is not None
+    assert (it._commands.taken, it._bytes.taken) == (0, 0)
+
+
+async def test_what_is_acknowledged_goes_on_waiting_when_the_connection_ends() -> None:
+    it, command = dispatcher(), builders.upsert()
+    answers: list[asyncio.Task[Receipt]] = []
+
+    async def end_after_the_acknowledgement() -> None:
+        async with connected(it) as producer:
+            answers.append(asyncio.ensure_future(it.dispatch(command)))
+            await turns()
+            producer.acknowledgements[0].set_result(None)
+            await turns()
+            raise it._disconnect("Kafka does not answer")
+
+    with pytest.raises(ExceptionGroup):
+        await end_after_the_acknowledgement()
+    [answer] = answers
+    assert not answer.done()
+    it._hand_over(encode_receipt(receipt_for(command)))
+    assert await answer == receipt_for(command)

@@ -1,0 +1,177 @@
+"""Waiting for the read model, merging lookups, and limits."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from gateway.exchange import ReadOptions
+from gateway.limits import Limit
+from gateway.problems import Problem
+from gateway.queries import Merged, ReadModel
+from gateway.reads import Reads
+from shared.errors import Unavailable
+from shared.ids import EventId, StreamId
+from tests.unit.gateway_fakes import InMemoryReadModels
+
+STREAM = StreamId("tenant:t")
+
+
+async def nothing_found(_: ReadModel) -> None:
+    return None
+
+
+async def found(_: ReadModel) -> bytes:
+    return b"{}"
+
+
+def reads(models: InMemoryReadModels, *, most: int = 10, remembered: int = 2) -> Reads:
+    return Reads(models, most=most, remembered=remembered)
+
+
+async def test_a_read_that_is_fresh_enough_waits_for_nothing() -> None:
+    models = InMemoryReadModels()
+    models.model.event_ids[STREAM] = 7
+    response = await reads(models).answer(STREAM, ReadOptions(7, 0), found, "")
+    assert response.headers["x-event-id"] == "7"
+    assert models.model.polls == 1
+
+
+async def test_a_read_that_is_not_fresh_in_time_is_refused() -> None:
+    models = InMemoryReadModels()
+    with pytest.raises(Problem) as caught:
+        await reads(models).answer(STREAM, ReadOptions(1, 0.02), found, "")
+    assert caught.value.status == 503
+    assert caught.value.headers == {"Retry-After": "1", "X-Event-Id": "0"}
+    assert models.model.polls > 2
+
+
+async def test_what_was_acknowledged_last_is_remembered_for_some_streams() -> None:
+    models = InMemoryReadModels()
+    some = reads(models)
+    for stream, event_id in (("a", 3), ("a", 2), ("b", 1), ("c", 1)):
+        some.remember(StreamId(stream), EventId(event_id))
+    models.model.event_ids = {StreamId("c"): 1}
+    await some.answer(StreamId("c"), ReadOptions(None, 0), found, "")
+    await some.answer(StreamId("a"), ReadOptions(None, 0), found, "")  # forgotten: it does not wait
+    assert models.model.polls == 2
+
+
+async def test_more_reads_than_there_may_be_are_refused() -> None:
+    models = InMemoryReadModels()
+    few = reads(models, most=1)
+    waiting = asyncio.ensure_future(few.answer(STREAM, ReadOptions(1, 0.05), found, ""))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="Too many reads"):
+        await few.answer(STREAM, ReadOptions(None, 0), found, "")
+    with pytest.raises(Problem):
+        await waiting
+    await few.answer(STREAM, ReadOptions(None, 0), found, "")
+
+
+async def test_what_is_not_found_is_404_with_how_far_the_read_model_is() -> None:
+    with pytest.raises(Problem, match="It is not there") as caught:
+        await reads(InMemoryReadModels()).answer(STREAM, ReadOptions(None, 0), nothing_found, "It is not there")
+    assert (caught.value.status, caught.value.headers) == (404, {"X-Event-Id": "0"})
+
+
+async def test_a_write_that_is_never_readable_is_told_so_at_once_when_mongodb_is_away() -> None:
+    models = InMemoryReadModels()
+    models.missing = "away"
+    assert not await reads(models).wait_projected(STREAM, EventId(1))
+    models.missing = None
+    models.model.event_ids[STREAM] = 1
+    assert await reads(models).wait_projected(STREAM, EventId(1))
+
+
+class Loaded:
+    """A store that remembers what it was asked for, and answers when it is told to."""
+
+    def __init__(self, *, at_once: bool = True) -> None:
+        self.asked: list[tuple[int, ...]] = []
+        self.go_on = asyncio.Event()
+        self.error: Exception | None = None
+        if at_once:
+            self.go_on.set()
+
+    async def __call__(self, keys: Sequence[int]) -> Mapping[int, str]:
+        self.asked.append(tuple(keys))
+        await self.go_on.wait()
+        if self.error is not None:
+            raise self.error
+        return {key: str(key) for key in keys if key > 0}
+
+
+async def test_lookups_of_one_moment_share_a_query() -> None:
+    load = Loaded()
+    merged = Merged(load)
+    assert await asyncio.gather(*(merged.get(key) for key in (1, 2, 2, 0))) == ["1", "2", "2", None]
+    assert load.asked == [(1, 2, 0)]
+    assert await merged.get(3) == "3"
+    assert load.asked[1:] == [(3,)]
+
+
+async def test_lookups_that_come_while_enough_are_under_way_share_the_next() -> None:
+    load = Loaded(at_once=False)
+    merged = Merged(load, at_once=1)
+    waiting = []
+    for key in (1, 2, 3):
+        waiting.append(asyncio.ensure_future(merged.get(key)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+    load.go_on.set()
+    assert await asyncio.gather(*waiting) == ["1", "2", "3"]
+    assert load.asked == [(1,), (2, 3)]
+
+
+async def test_a_query_asks_for_no_more_than_it_may() -> None:
+    load = Loaded()
+    merged = Merged(load, most=2)
+    assert await asyncio.gather(*(merged.get(key) for key in (1, 2, 3))) == ["1", "2", "3"]
+    assert load.asked == [(1, 2), (3,)]
+
+
+async def test_an_error_is_everybodys_and_the_next_query_is_new() -> None:
+    load = Loaded()
+    load.error = Unavailable("away")
+    merged = Merged(load)
+    assert [type(each) for each in await asyncio.gather(merged.get(1), merged.get(2), return_exceptions=True)] == [
+        Unavailable,
+        Unavailable,
+    ]
+    load.error = None
+    assert await merged.get(1) == "1"
+
+
+async def test_who_joined_hears_when_the_query_breaks_off() -> None:
+    load = Loaded(at_once=False)
+    merged = Merged(load)
+    leads, joins = asyncio.ensure_future(merged.get(1)), asyncio.ensure_future(merged.get(2))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    leads.cancel()
+    with pytest.raises(Unavailable):
+        await joins
+    load.go_on.set()
+    assert await merged.get(3) == "3"
+
+
+async def test_who_joined_can_leave() -> None:
+    load = Loaded(at_once=False)
+    merged = Merged(load)
+    leads, joins = asyncio.ensure_future(merged.get(1)), asyncio.ensure_future(merged.get(1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    joins.cancel()
+    load.go_on.set()
+    assert await leads == "1"
+
+
+def test_a_limit_is_a_limit() -> None:
+    limit = Limit(10, "things")
+    limit.take(10)
+    with pytest.raises(Unavailable, match="Too many things are under way"):
+        limit.take()
+    limit.give_back(3)
+    limit.take(3)
+    assert limit.taken == 10
