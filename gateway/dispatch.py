@@ -25,7 +25,7 @@ from shared.ids import CommandId
 from shared.kafka import REQUEST_TIMEOUT_MS, client_options, open_partition, open_producer, translated
 from shared.receipts import Receipt
 from shared.settings import COMMANDS, MAX_COMMAND_BYTES, REPLIES, KafkaSettings
-from shared.supervisor import backoff
+from shared.supervisor import backoff, error_of
 
 _WATCH_EVERY = 0.3
 _WATCH_TIMEOUT = 1.2
@@ -159,12 +159,9 @@ class KafkaDispatcher:
     async def run(self) -> None:
         """Stay connected until cancelled."""
         while True:
-            try:
-                await self._stay_connected()
-            except asyncio.CancelledError:
-                if _is_cancelled():
-                    raise
-                # aiokafka's Fetcher.close() lets the cancellation of a task of its own out, when a fetch is backing off
+            error = await error_of(self._stay_connected())
+            if error is not None:
+                raise error
             _log.warning("waiting for Kafka", reason=self._disconnected)
             self._attempt += 1
             await asyncio.sleep(backoff(self._attempt))
@@ -300,8 +297,3 @@ def _reason(errors: BaseExceptionGroup[EpisodesError]) -> str:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return str(first)
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0

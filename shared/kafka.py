@@ -179,15 +179,19 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
 
 
 async def _stop(consumer: AIOKafkaConsumer) -> None:
+    # With a broker away, aiokafka lets the cancellation of its own fetch out and leaves its client open. In our task
+    # that would look as if somebody had cancelled us, and the task would end without a word.
+    stopping = asyncio.ensure_future(consumer.stop())
     try:
-        await consumer.stop()
+        await asyncio.wait([stopping])
     except asyncio.CancelledError:
-        # With a broker away, aiokafka lets the cancellation of its own fetch out and leaves its client open. It must
-        # not look as if somebody had cancelled us: a task would end without a word.
-        await consumer._client.close()  # noqa: SLF001
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
+        await asyncio.wait([stopping])
+        raise
+    finally:
+        if stopping.cancelled():
+            await consumer._client.close()  # noqa: SLF001
+        else:
+            stopping.result()
 
 
 async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | None, int]:

@@ -6,7 +6,8 @@ checkpoint's compare-and-set keeps projectors apart. So a rebalance stops nothin
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
@@ -17,7 +18,7 @@ from shared.kafka import open_membership, translated
 from shared.probes import Status
 from shared.settings import KafkaSettings
 
-RunPartition = Callable[[int], Awaitable[None]]
+RunPartition = Callable[[int], Coroutine[Any, Any, None]]
 """Work on one partition until cancelled. Sets ``status.partitions[partition]`` to running when it is."""
 
 _log = structlog.get_logger(__name__)
@@ -104,35 +105,36 @@ async def keep_running(partition: int, run_partition: RunPartition, status: Stat
     """Run one partition again whenever it is interrupted; stand still, with the reason shown, once it stops."""
     attempt = 0
     while True:
-        try:
-            status.partitions[partition] = "starting"
-            await run_partition(partition)
-        except asyncio.CancelledError:
-            if _is_cancelled():
-                raise
-            # A library let a cancellation of its own out. Passing it on would end this task without a word.
-            raise RuntimeError(f"the work on partition {partition} was cancelled, and by nobody here") from None
-        except (PoisonRecord, RecordsLost) as error:
+        status.partitions[partition] = "starting"
+        error = await error_of(run_partition(partition))
+        if isinstance(error, PoisonRecord | RecordsLost):
             status.partitions[partition] = f"stopped: {error}"
             _log.error("partition stopped", partition=partition, reason=str(error))
-            await _pause(None)
-        except (Unavailable, Fenced) as error:
+            await asyncio.Event().wait()
+        elif isinstance(error, Unavailable | Fenced):
             if status.partitions[partition] == Status.RUNNING:
                 attempt = 0
             attempt += 1
             status.partitions[partition] = f"waiting: {error}"
             _log.warning("partition interrupted", partition=partition, reason=str(error))
             # After a fence, give the group time to tell us that the partition is somebody else's.
-            await _pause(backoff(attempt, first=1.0) if isinstance(error, Fenced) else backoff(attempt))
+            await asyncio.sleep(backoff(attempt, first=1.0) if isinstance(error, Fenced) else backoff(attempt))
+        else:
+            raise error or RuntimeError(f"the work on partition {partition} ended without an error")
 
 
-async def _pause(seconds: float | None) -> None:
-    """Sleep, for ever if None."""
-    if _is_cancelled():  # an error came out of the work in the place of the cancellation
-        raise asyncio.CancelledError
-    await (asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
+async def error_of(work: Coroutine[Any, Any, None]) -> BaseException | None:
+    """The error with which the work ended, None if it ended without one.
 
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    It runs in a task of its own: a cancellation that comes out of it, of a library's own making or while an error was
+    on its way out, must neither end us without a word nor be taken for one that was meant for us.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await end_task(task)
+        raise
+    if task.cancelled():
+        return RuntimeError("the work was cancelled, and by nobody here")
+    return task.exception()
