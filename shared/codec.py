@@ -36,6 +36,7 @@ from shared.events import (
 )
 from shared.ids import CommandId, EventId, Position, StreamId
 from shared.receipts import Receipt
+from shared.upcasters import UPCASTERS, Upcaster, current_version, upcast
 
 _EVENT_CLASSES: tuple[type[Event], ...] = (
     NamespaceCreated,
@@ -48,7 +49,8 @@ _EVENT_CLASSES: tuple[type[Event], ...] = (
     TenantEpisodeRecorded,
 )
 _TYPE_OF: dict[type, str] = {
-    cls: f"episodes.{cls.__name__}.v1" for cls in (*_EVENT_CLASSES, WriterFenced, CommandsRefused)
+    cls: f"episodes.{cls.__name__}.v{current_version(cls.__name__)}"
+    for cls in (*_EVENT_CLASSES, WriterFenced, CommandsRefused)
 }
 """The version that is written now. Reading knows every version ever written, see `_DECODERS`."""
 
@@ -86,7 +88,23 @@ _decode_receipt = msgspec.json.Decoder(Receipt)
 _decode_cloud_event = msgspec.json.Decoder(_ReadCloudEvent)
 _encode = msgspec.json.Encoder().encode
 
-_DECODERS: dict[str, Callable[[Raw], Any]] = {name: msgspec.json.Decoder(cls).decode for cls, name in _TYPE_OF.items()}
+
+def _upcasting(steps: tuple[Upcaster, ...], decode: Callable[[Any], Any]) -> Callable[[Raw], Any]:
+    return lambda data: decode(upcast(steps, data))
+
+
+def _decoders() -> dict[str, Callable[[Raw], Any]]:
+    decoders: dict[str, Callable[[Raw], Any]] = {}
+    for cls, present in _TYPE_OF.items():
+        decoders[present] = msgspec.json.Decoder(cls).decode
+        steps = UPCASTERS.get(cls.__name__, ())
+        for version in range(1, len(steps) + 1):
+            decoders[f"episodes.{cls.__name__}.v{version}"] = _upcasting(steps[version - 1 :], decoders[present])
+    return decoders
+
+
+_DECODERS = _decoders()
+"""Type → from the JSON text of ``data`` to the struct. The present versions are decoded straight away."""
 
 
 def encode_command(command: Command) -> bytes:
@@ -177,6 +195,17 @@ def encode_record(record: LogRecord, *, at: datetime = _EPOCH) -> bytes:
             )
         case _:
             assert_never(record)
+
+
+def relocate_event(value: bytes, *, position: Position, writer: int, command_offset: int) -> bytes:
+    """The event in ``value`` at a place in another log. All else stays as it was written, its version too.
+
+    Raises:
+        msgspec.DecodeError: it is no CloudEvent of ours; `decode_record` says more.
+    """
+    head = _decode_cloud_event.decode(value)
+    head.position, head.writer, head.commandoffset = position, writer, command_offset
+    return _encode(head)
 
 
 def decode_record(value: bytes | None) -> LogRecord:

@@ -13,8 +13,10 @@ from shared.ids import CommandId, StreamId, namespace_stream, tenant_stream
 CORRELATION_ID = "correlation-id"
 REPLY_PARTITION = "reply-partition"
 TRACEPARENT = "traceparent"
+DEAD_LETTER = "dead-letter"
 """Headers of a command's record: the command_id again (for commands that cannot be read), and in decimal digits the
-partition of ``episodes.replies`` that the gateway listens to; optionally the caller's W3C trace context."""
+partition of ``episodes.replies`` that the gateway listens to; optionally the caller's W3C trace context. On a command
+that was put back from the dead letters also which one it was (``shared.deadletters``)."""
 
 NO_METADATA = Raw(b"null")
 EpisodeStatus = Literal["running", "completed", "failed", "archived"]

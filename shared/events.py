@@ -32,11 +32,14 @@ class ProjectCreated(Struct, frozen=True):
 
 
 class FolderCreated(Struct, frozen=True):
+    """``path`` is ``/experiments/batch-1``, ``name`` its last segment."""
+
     id: str
     project_id: str
     project: str
     parent_id: str | None
     path: str
+    name: str
 
 
 class ProjectEpisodeCreated(Struct, frozen=True):
@@ -129,6 +132,12 @@ class NotedCommand(Struct, frozen=True, omit_defaults=True):
     """A refusal's code; ``unchanged`` or ``replayed`` for an answer without an event; ``poison`` for a dead letter."""
     kept: KeptAnswer | None = None
     """On an ``unchanged`` command with an Idempotency-Key."""
+
+
+BEFORE_ALL_COMMANDS = -1
+"""``command_offset`` of what an archive brought into the log: its commands stand in no topic that there still is."""
+IMPORT_UNFINISHED = -2
+"""``command_offset`` of the notes that an import leaves until all of it is in: no ingestor starts behind one."""
 
 
 class CommandsRefused(Struct, frozen=True):

@@ -226,7 +226,7 @@ def _folder(
         folder = state.folder(command.project, at)
         if folder is None:
             folder = Folder(derived_id(command.command_id, len(events)))
-            events.append(FolderCreated(folder.id, project.id, command.project, parent_id, at))
+            events.append(FolderCreated(folder.id, project.id, command.project, parent_id, at, segment))
         parent_id = folder.id
     assert parent_id is not None  # noqa: S101 - a path has at least one segment
     return FolderRef(parent_id, path)
