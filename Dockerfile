@@ -19,7 +19,7 @@ LABEL org.opencontainers.image.title="episodes" \
       org.opencontainers.image.version="0.1.0"
 # A new volume takes over the owner of the folder it is mounted on.
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin episodes \
- && install -d -o episodes -g episodes /var/lib/episodes
+ && install -d -o episodes -g episodes /var/lib/episodes /var/lib/episodes-snapshots
 COPY --from=build /venv /venv
 COPY --from=build /app /app
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 INGESTOR_STATE_DIR=/var/lib/episodes

@@ -29,3 +29,10 @@ class IngestorSettings(Settings):
     idempotency_retention: timedelta = timedelta(days=7)
     dead_letters_per_minute: int = 60
     """More than this and the partition stops: a producer is broken, and a person should look."""
+    snapshot_url: str | None = Field(default=None, pattern=r"^(file:///|s3://)[^/]")
+    """Where snapshots of the state are kept: ``file:///folder`` that all ingestors mount, or ``s3://bucket/prefix``.
+    One place per Kafka cluster. None: no snapshots."""
+    snapshot_every: int = Field(default=500_000, ge=1)
+    """Events of a partition after which the next snapshot of its state is written."""
+    snapshot_ahead: int = Field(default=50_000, ge=1)
+    """A snapshot takes the place of the local state if it is so many events ahead of it."""

@@ -18,7 +18,7 @@ from ingestor.domain.state import VALUE_TYPES, Changes, Key, StoredReceipt, Valu
 from shared.errors import Unavailable
 from shared.log import Cursor
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes whenever the stored values do; state of another format is thrown away."""
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +37,11 @@ class Checkpoint(Struct, frozen=True):
 class StateStore(Protocol):
     """Port: values by key, changed together with the checkpoint that they belong to."""
 
+    @property
+    def scratch(self) -> Path:
+        """A folder of ours for what goes into snapshots and comes out of them."""
+        ...
+
     def checkpoint(self) -> Checkpoint | None: ...
 
     def get(self, key: Key) -> Value | None: ...
@@ -49,9 +54,27 @@ class StateStore(Protocol):
 
     def clear(self) -> None: ...
 
+    def export(self, file: Path) -> Checkpoint:
+        """Write all of it into a new file, as it is with the checkpoint. May run in a thread beside everything else."""
+        ...
+
+    def load(self, file: Path, checkpoint: Checkpoint) -> None:
+        """Let what was exported with the checkpoint into ``file``, which is used up, take the place of what is here.
+
+        Raises:
+            StateUnusable: it is not what such an export wrote. Nothing has changed.
+        """
+        ...
+
+
+class StateUnusable(Exception):
+    """What should be a stored state is none, or another one."""
+
 
 _ENCODE = msgspec.json.Encoder().encode
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls in VALUE_TYPES.items()}
+_ENCODE_KEY = msgspec.msgpack.Encoder().encode
+_LONGEST_KEY = 500
 _CHECKPOINT = b"checkpoint"
 _SWEEP = 256
 """Receipts looked at per call of `forget_receipts`."""
@@ -60,17 +83,35 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LmdbStateStore:
-    """Adapter for one LMDB environment. Keys are digests, since LMDB's are at most 511 bytes; values are JSON.
+    """Adapter for one LMDB environment. Keys are sorted by kind and stream, values are JSON.
 
     Commits do not wait for the disk: killing the process loses nothing, and after a crash of the machine the state is
     thrown away (see `open_state`).
     """
 
-    def __init__(self, env: lmdb.Environment) -> None:
-        self._env = env
-        self._values = env.open_db(b"values")
-        self._receipts_by_age = env.open_db(b"receipts-by-age")
-        self._meta = env.open_db(b"meta")
+    def __init__(self, place: Path, map_bytes: int) -> None:
+        self.scratch = place / "scratch"
+        """A folder for what goes into snapshots and comes out of them. Emptied when the state is opened."""
+        self._place = place
+        self._map_bytes = map_bytes
+        self._open()
+
+    def _open(self) -> None:
+        with _translated():
+            self._env = lmdb.open(str(self._place), map_size=self._map_bytes, max_dbs=3, sync=False, metasync=False)
+        self._reading: lmdb.Transaction[bytes] | None = None
+        """Good until the next change; to begin one for each `get` would cost more than the reading."""
+        try:
+            self._values = self._env.open_db(b"values")
+            self._receipts_by_age = self._env.open_db(b"receipts-by-age")
+            self._meta = self._env.open_db(b"meta")
+            self.checkpoint()
+        except BaseException:
+            self._env.close()
+            raise
+
+    def close(self) -> None:
+        self._env.close()
 
     def checkpoint(self) -> Checkpoint | None:
         with self._env.begin(db=self._meta) as txn:
@@ -78,40 +119,70 @@ class LmdbStateStore:
         return None if stored is None else msgspec.json.decode(stored, type=Checkpoint)
 
     def get(self, key: Key) -> Value | None:
-        with self._env.begin(db=self._values) as txn:
-            stored = txn.get(_digest(key))
+        if self._reading is None:
+            self._reading = self._env.begin(db=self._values)
+        stored = self._reading.get(_encoded(key))
         return None if stored is None else _DECODERS[key[0]].decode(stored)
 
     def apply(self, changes: Changes, checkpoint: Checkpoint) -> None:
-        with _translated(), self._env.begin(db=self._values, write=True) as txn:
+        puts: list[tuple[bytes, bytes]] = []
+        ages: list[tuple[bytes, bytes]] = []
+        with self._changing() as txn:
             for key, value in changes.items():
-                digest = _digest(key)
+                encoded = _encoded(key)
                 if value is None:
-                    txn.delete(digest)
+                    txn.delete(encoded, db=self._values)
                     continue
-                txn.put(digest, _ENCODE(value))
+                puts.append((encoded, _ENCODE(value)))
                 if isinstance(value, StoredReceipt):
-                    txn.put(_age(value.at) + digest, b"", db=self._receipts_by_age)
+                    ages.append((_age(value.at) + encoded, b""))
+            with txn.cursor(self._values) as cursor:
+                cursor.putmulti(sorted(puts))
+            with txn.cursor(self._receipts_by_age) as cursor:
+                cursor.putmulti(sorted(ages))
             txn.put(_CHECKPOINT, _ENCODE(checkpoint), db=self._meta)
 
     def forget_receipts(self, before: datetime) -> None:
-        with _translated(), self._env.begin(write=True) as txn:
+        with self._changing() as txn:
             cursor = txn.cursor(db=self._receipts_by_age)
             limit = _age(before)
             for _ in range(_SWEEP):
                 if not cursor.first() or cursor.key()[:8] >= limit:
                     return
-                age, digest = cursor.key()[:8], cursor.key()[8:]
+                age, key = cursor.key()[:8], cursor.key()[8:]
                 cursor.delete()
-                stored = txn.get(digest, db=self._values)
+                stored = txn.get(key, db=self._values)
                 if stored is not None and _age(_DECODERS["receipt"].decode(stored).at) == age:
-                    txn.delete(digest, db=self._values)  # else the key was used again since
+                    txn.delete(key, db=self._values)  # else the key was used again since
 
     def clear(self) -> None:
-        with _translated(), self._env.begin(write=True) as txn:
+        with self._changing() as txn:
             txn.delete(_CHECKPOINT, db=self._meta)
             txn.drop(self._values, delete=False)
             txn.drop(self._receipts_by_age, delete=False)
+
+    def export(self, file: Path) -> Checkpoint:
+        with _translated(), file.open("xb") as target:
+            self._env.copyfd(target.fileno(), compact=True)
+        return _checkpoint_in(file)
+
+    def load(self, file: Path, checkpoint: Checkpoint) -> None:
+        if (found := _checkpoint_in(file)) != checkpoint:
+            raise StateUnusable(f"the state is that of {found}")
+        self._env.close()
+        try:
+            with _translated():
+                file.replace(self._place / "data.mdb")
+        finally:
+            self._open()
+
+    @contextmanager
+    def _changing(self) -> "Iterator[lmdb.Transaction[bytes]]":
+        if self._reading is not None:
+            self._reading.abort()
+            self._reading = None
+        with _translated(), self._env.begin(write=True) as txn:
+            yield txn
 
 
 @contextmanager
@@ -132,40 +203,41 @@ def open_state(folder: Path, partition: int, *, map_bytes: int) -> Iterator[Lmdb
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            env = _open_trusted(place, map_bytes)
+            store = _open_trusted(place, map_bytes)
             try:
-                yield LmdbStateStore(env)
+                shutil.rmtree(store.scratch, ignore_errors=True)
+                store.scratch.mkdir()
+                yield store
             finally:
-                env.close()
+                store.close()
             return
     raise Unavailable(f"the state of partition {partition} in {folder} is held by {_SLOTS} other processes")
 
 
-def _open_trusted(place: Path, map_bytes: int) -> lmdb.Environment:
+def _open_trusted(place: Path, map_bytes: int) -> LmdbStateStore:
     # Without fsync, LMDB promises nothing after a crash of the machine: state of another boot is not trusted.
     stamp, expected = place / "stamp", f"{FORMAT} {_boot_id()}"
     if place.exists() and (not stamp.exists() or stamp.read_text() != expected):
         _log.warning("state thrown away: it is of another format or an earlier boot", place=str(place))
         shutil.rmtree(place)
     try:
-        env = _open(place, map_bytes)
+        store = LmdbStateStore(place, map_bytes)
     except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, msgspec.DecodeError) as error:
         _log.warning("state thrown away: it is damaged", place=str(place), reason=str(error))
         shutil.rmtree(place)
-        env = _open(place, map_bytes)
+        store = LmdbStateStore(place, map_bytes)
     stamp.write_text(expected)
-    return env
+    return store
 
 
-def _open(place: Path, map_bytes: int) -> lmdb.Environment:
-    with _translated():
-        env = lmdb.open(str(place), map_size=map_bytes, max_dbs=3, sync=False, metasync=False)
-        try:
-            LmdbStateStore(env).checkpoint()
-        except BaseException:
-            env.close()
-            raise
-    return env
+def _checkpoint_in(file: Path) -> Checkpoint:
+    try:
+        with lmdb.open(str(file), subdir=False, readonly=True, lock=False, max_dbs=3) as exported:
+            meta = exported.open_db(b"meta", create=False)
+            with exported.begin(db=meta) as txn:
+                return msgspec.json.decode(txn.get(_CHECKPOINT) or b"", type=Checkpoint)
+    except (lmdb.Error, msgspec.DecodeError) as error:
+        raise StateUnusable(f"the state cannot be read: {error}") from error
 
 
 def _boot_id() -> str:
@@ -173,8 +245,10 @@ def _boot_id() -> str:
     return path.read_text().strip() if path.exists() else "unknown"
 
 
-def _digest(key: Key) -> bytes:
-    return blake2b(msgspec.msgpack.encode(key), digest_size=20).digest()
+def _encoded(key: Key) -> bytes:
+    # LMDB's keys end at 511 bytes, and one of them has the age before it. No MessagePack array begins with 0.
+    encoded = _ENCODE_KEY(key)
+    return encoded if len(encoded) <= _LONGEST_KEY else b"\0" + blake2b(encoded, digest_size=20).digest()
 
 
 def _age(at: datetime) -> bytes:

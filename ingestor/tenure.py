@@ -12,14 +12,13 @@ from ingestor.domain.state import Changes, Key, Value
 from ingestor.state import Checkpoint, StateStore
 from shared.codec import encode_record
 from shared.commands import Command
-from shared.errors import Fenced
 from shared.events import CommandsRefused, LoggedEvent, LoggedNote, NotedCommand
 from shared.ids import Position
-from shared.log import Cursor
+from shared.log import Cursor, check_place
 from shared.receipts import Receipt
 
 _NOTE_BYTES = 100
-_SKEW = timedelta(hours=1)
+SKEW = timedelta(hours=1)
 """Receipts are swept a little late: the time of one stream may be behind that of another."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -102,11 +101,7 @@ class Tenure:
         Raises:
             Fenced: the batch is not at the one offset that it has if nobody else wrote since the fence.
         """
-        expected = self._fence + (batch.before + 1 - self._position_at_fence)
-        if offset != expected:
-            raise Fenced(
-                f"a batch landed at offset {offset} and not at {expected}: another writer may own the partition"
-            )
+        check_place(offset, batch.before, fence=self._fence, position_at_fence=self._position_at_fence)
 
     def store(self, batch: Batch) -> None:
         """Move what a settled batch changed from memory into the stored state."""
@@ -116,7 +111,7 @@ class Tenure:
             if self._unsettled[key][0] == batch.number:
                 del self._unsettled[key]
         if batch.records:
-            self._store.forget_receipts(batch.records[-1][2] - self._retention - _SKEW)
+            self._store.forget_receipts(batch.records[-1][2] - self._retention - SKEW)
 
     def _lookup(self, key: Key) -> Value | None:
         unsettled = self._unsettled.get(key)

@@ -8,28 +8,28 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.partitioner import murmur2
+from msgspec.structs import replace
 
-from ingestor.domain.judgement import relearn, relearn_note
-from ingestor.domain.state import Changes, overlaid
+from ingestor.reading import SILENCE_SECONDS, next_records
+from ingestor.recovery import Recovery, recover
 from ingestor.replies import Replies
 from ingestor.settings import IngestorSettings
-from ingestor.state import Checkpoint, StateStore, open_state
-from ingestor.tenure import Batch, Tenure
-from shared.codec import decode_command, decode_record, encode_record
-from shared.commands import CORRELATION_ID, REPLY_PARTITION, Command
+from ingestor.snapshots import Snapshots
+from ingestor.state import open_state
+from ingestor.tenure import SKEW, Batch, Tenure
+from shared.codec import decode_command, encode_record
+from shared.commands import CORRELATION_ID, DEAD_LETTER, REPLY_PARTITION, Command
 from shared.errors import PoisonRecord, RecordsLost, Unavailable
-from shared.events import LoggedFence, WriterFenced
+from shared.events import IMPORT_UNFINISHED, LoggedFence, WriterFenced
 from shared.ids import CommandId, EventId, StreamId
-from shared.kafka import open_partition, open_producer, translated
-from shared.log import Commit, Cursor, LogReader
+from shared.kafka import append_together, open_partition, open_producer, partition_of, translated
 from shared.probes import Status
 from shared.receipts import CommandRefused, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
@@ -39,12 +39,6 @@ _EVENTS_BATCH_BYTES = 31 * 1024 * 1024
 """Room for all events of the largest command; the topic takes 32 MiB."""
 _ACK_SECONDS = 10.0
 _DRAIN_SECONDS = 3.0
-_SILENCE_SECONDS = 10.0
-_CALLERS_WAIT_SECONDS = 15.0
-"""Nobody waits longer for an answer."""
-_MOST_UNANSWERED = 2_000
-_RECOVERY_EVENTS = 5_000
-"""Events folded in memory before they go to the stored state, while recovering."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,6 +51,7 @@ class Writer:
     settings: IngestorSettings
     replies: Replies
     status: Status
+    snapshots: Snapshots | None = None
 
     async def run(self, partition: int) -> None:
         """Own the partition.
@@ -74,7 +69,16 @@ class Writer:
                 open_partition(self.kafka, COMMANDS, partition) as commands,
             ):
                 fence, offset = await self._fence(producer, partition)
-                recovery = await self._recover(store, partition, fence, offset)
+                recovery = await recover(
+                    self.kafka,
+                    store,
+                    partition,
+                    fence=fence,
+                    fence_offset=offset,
+                    askable_since=await self._askable_since(commands, partition),
+                    report=partial(self.status.partitions.__setitem__, partition),
+                    snapshots=self.snapshots,
+                )
                 tenure = Tenure(store, recovery.checkpoint, settings.idempotency_retention)
                 await self._find_next_command(commands, partition, recovery)
                 self.status.partitions[partition] = Status.RUNNING
@@ -88,6 +92,8 @@ class Writer:
                 try:
                     async with asyncio.TaskGroup() as tasks:
                         acknowledging = tasks.create_task(pipeline.acknowledge())
+                        if self.snapshots is not None:
+                            tasks.create_task(self.snapshots.keep(store, partition))
                         try:
                             await self._decide(tenure, pipeline, commands, producer, partition)
                         except asyncio.CancelledError:
@@ -108,49 +114,31 @@ class Writer:
             raise Unavailable(f"the fence in {EVENTS}/{partition} was acknowledged without an offset")
         return fence, appended.offset
 
-    async def _recover(self, store: StateStore, partition: int, fence: WriterFenced, offset: int) -> "_Recovery":
-        """Fold the log from the stored state's checkpoint up to our fence, into the stored state."""
-        async with open_partition(self.kafka, EVENTS, partition) as events:
-            tp = TopicPartition(EVENTS, partition)
-            recovery = _Recovery(store, await self._trusted_checkpoint(store, events, tp, offset))
-            began_at = recovery.checkpoint.cursor.offset
-            events.seek(tp, began_at)
-            reader = LogReader(recovery.checkpoint.cursor)
-            while recovery.checkpoint.cursor.offset <= offset:
-                for record in await _records(
-                    events, f"recovering {EVENTS}/{partition}", give_up_after=_SILENCE_SECONDS
-                ):
-                    try:
-                        commit = reader.read(record.offset, record.value)
-                    except PoisonRecord as error:
-                        raise PoisonRecord(f"{EVENTS}/{partition} offset {record.offset}: {error}") from error
-                    if commit is not None:
-                        recovery.take(commit)
-                    if record.offset == offset:
-                        break
-                self.status.partitions[partition] = (
-                    f"recovering: at offset {recovery.checkpoint.cursor.offset} of {offset}, began at {began_at}"
+    async def _askable_since(self, commands: AIOKafkaConsumer, partition: int) -> datetime:
+        """No command that is still to be decided may ask for a receipt of before, however long the commands waited."""
+        tp = TopicPartition(COMMANDS, partition)
+        oldest = datetime.now(UTC)
+        with translated(f"finding the ends of {COMMANDS}/{partition}"):
+            first_kept = (await commands.beginning_offsets([tp]))[tp]
+            end = (await commands.end_offsets([tp]))[tp]
+        if first_kept < end:
+            commands.seek(tp, first_kept)
+            try:
+                [first, *_] = await next_records(
+                    commands, f"reading {COMMANDS}/{partition}", most=1, give_up_after=SILENCE_SECONDS
                 )
-        if recovery.checkpoint.nonce != fence.nonce:
-            raise RecordsLost(f"{EVENTS}/{partition} lost the fence that was written at offset {offset}")
-        recovery.flush()
-        return recovery
+            except RecordsLost:  # it has expired just now; keep all
+                return datetime.min.replace(tzinfo=UTC)
+            oldest = min(oldest, datetime.fromtimestamp(first.timestamp / 1000, UTC))
+        return oldest - self.settings.idempotency_retention - SKEW
 
-    async def _trusted_checkpoint(
-        self, store: StateStore, events: AIOKafkaConsumer, tp: TopicPartition, fence_offset: int
-    ) -> Checkpoint:
-        """The stored state's checkpoint if it is one of this very log, else the beginning, with the state emptied."""
-        checkpoint = store.checkpoint()
-        if checkpoint is not None:
-            if checkpoint.cursor.offset <= fence_offset and await _fence_at(events, tp, checkpoint) == checkpoint.nonce:
-                return checkpoint
-            _log.warning("state thrown away: it belongs to another log", partition=tp.partition)
-        store.clear()
-        return Checkpoint(Cursor(), "", -1)
-
-    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, recovery: "_Recovery") -> None:
+    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, recovery: Recovery) -> None:
         """Seek to the command after the last decided one; on the way, answer those whose answers may be lost."""
         last, unanswered = recovery.checkpoint.command_offset, recovery.unanswered
+        if last == IMPORT_UNFINISHED:
+            raise RecordsLost(
+                f"{EVENTS}/{partition} holds an import that was not finished: make the topics anew and import again"
+            )
         tp = TopicPartition(COMMANDS, partition)
         with translated(f"finding the ends of {COMMANDS}/{partition}"):
             first_kept = (await commands.beginning_offsets([tp]))[tp]
@@ -163,7 +151,9 @@ class Writer:
         next_offset = max(first_kept, min(unanswered, default=last + 1))
         commands.seek(tp, next_offset)
         while next_offset <= last:
-            for record in await _records(commands, f"reading {COMMANDS}/{partition}", give_up_after=_SILENCE_SECONDS):
+            for record in await next_records(
+                commands, f"reading {COMMANDS}/{partition}", give_up_after=SILENCE_SECONDS
+            ):
                 receipt, reply_to = unanswered.get(record.offset), _reply_partition(record)
                 if receipt is not None and reply_to is not None:
                     self.replies.send(reply_to, receipt)
@@ -182,7 +172,7 @@ class Writer:
             partitions = len(await producer.partitions_for(COMMANDS))
         dead_letters = _DeadLetters(producer, self.settings.dead_letters_per_minute, partition)
         while True:
-            for record in await _records(commands, f"reading {COMMANDS}/{partition}"):
+            for record in await next_records(commands, f"reading {COMMANDS}/{partition}"):
                 at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
                 try:
                     command = _command_in(record, partitions)
@@ -195,46 +185,6 @@ class Writer:
                     await pipeline.send(tenure.close_batch())
             if tenure.open_bytes:
                 await pipeline.send(tenure.close_batch())
-
-
-class _Recovery:
-    """Folds commits into the stored state, some thousand events at a time."""
-
-    def __init__(self, store: StateStore, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-        self.unanswered: dict[int, Receipt] = {}
-        """Command offset → receipt, of commands decided just now by a tenure that may not have lived to answer them."""
-        self._store = store
-        self._changes: Changes = {}
-        self._folded = 0
-
-    def take(self, commit: Commit) -> None:
-        """Fold one commit."""
-        lookup = overlaid(self._changes, self._store.get)
-        if commit.events:
-            last = commit.events[-1]
-            recent = time.time() - last.at.timestamp() < _CALLERS_WAIT_SECONDS
-            relearned = relearn(lookup, commit.events, with_receipt=recent)
-            self._changes |= relearned.changes
-            if recent and relearned.receipt is not None:
-                self.unanswered[last.command_offset] = relearned.receipt
-                if len(self.unanswered) > _MOST_UNANSWERED:
-                    del self.unanswered[next(iter(self.unanswered))]
-        for noted in commit.note.note.refusals if commit.note else ():
-            self._changes |= relearn_note(noted)
-        self.checkpoint = Checkpoint(
-            commit.cursor,
-            commit.fence.nonce if commit.fence else self.checkpoint.nonce,
-            self.checkpoint.command_offset if commit.command_offset is None else commit.command_offset,
-        )
-        self._folded += len(commit.events)
-        if self._folded >= _RECOVERY_EVENTS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Move what was folded into the stored state."""
-        self._store.apply(self._changes, self.checkpoint)
-        self._changes, self._folded = {}, 0
 
 
 class _Pipeline:
@@ -264,13 +214,7 @@ class _Pipeline:
             or self._bytes + batch.size > self._settings.in_flight_bytes
         ):
             await self._change()
-        builder = self._producer.create_batch()
-        for key, value, at in batch.records:
-            if builder.append(key=key, value=value, timestamp=_milliseconds(at)) is None:
-                raise AssertionError(f"a batch of {batch.size} bytes does not fit into one record batch")
-        builder.close()
-        with translated(f"appending to {EVENTS}/{self._partition}"):
-            sent = await self._producer.send_batch(builder, EVENTS, partition=self._partition)
+        sent = await append_together(self._producer, EVENTS, self._partition, batch.records)
         self._on_their_way.append((batch, sent))
         self._bytes += batch.size
         self._changed.set()
@@ -357,38 +301,12 @@ def _command_in(record: ConsumerRecord, partitions: int) -> Command:
     key = command.stream.encode()
     if record.key != key:
         raise PoisonRecord(f"the record's key is not its command's stream {command.stream!r}")
-    if (murmur2(key) & 0x7FFFFFFF) % partitions != record.partition:
+    if partition_of(key, partitions) != record.partition:
         raise PoisonRecord(f"stream {command.stream!r} does not belong into partition {record.partition}")
+    if command.idempotency_key is None and (letter := _header(record, DEAD_LETTER)):
+        # Should it ever be put back twice, the second one is a retry of the first.
+        return replace(command, idempotency_key=f"{DEAD_LETTER} {letter}")
     return command
-
-
-async def _records(
-    consumer: AIOKafkaConsumer, what: str, *, give_up_after: float = float("inf")
-) -> Sequence[ConsumerRecord]:
-    """The next records, at least one.
-
-    Raises:
-        Unavailable: none came for ``give_up_after`` seconds.
-    """
-    began = time.monotonic()
-    with translated(what):
-        while True:
-            taken = await consumer.getmany(timeout_ms=500, max_records=1_000)
-            for records in taken.values():
-                return records  # type: ignore[no-any-return]  # there is one partition
-            if time.monotonic() - began > give_up_after:
-                raise Unavailable(f"{what}: nothing came for {give_up_after} s")
-
-
-async def _fence_at(events: AIOKafkaConsumer, tp: TopicPartition, checkpoint: Checkpoint) -> str | None:
-    """The nonce of the fence at ``checkpoint.cursor.fence``; None if that is no fence or not in the log."""
-    events.seek(tp, checkpoint.cursor.fence)
-    try:
-        [record, *_] = await _records(events, "checking the stored state", give_up_after=_SILENCE_SECONDS)
-        found = decode_record(record.value)
-    except (RecordsLost, PoisonRecord):
-        return None
-    return found.fence.nonce if isinstance(found, LoggedFence) and record.offset == checkpoint.cursor.fence else None
 
 
 def _header(record: ConsumerRecord, name: str) -> str:
@@ -401,7 +319,3 @@ def _header(record: ConsumerRecord, name: str) -> str:
 def _reply_partition(record: ConsumerRecord) -> int | None:
     text = _header(record, REPLY_PARTITION)
     return int(text) if text.isascii() and text.isdigit() else None
-
-
-def _milliseconds(at: datetime) -> int:
-    return round(at.timestamp() * 1000)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
 import bson
+import msgspec
 from bson.codec_options import CodecOptions
+from msgspec import Raw
 
-from ingestor.domain.state import Changes, Key, StoredReceipt, Value
-from ingestor.state import Checkpoint
+from ingestor.domain.state import VALUE_TYPES, Changes, Key, StoredReceipt, Value
+from ingestor.state import Checkpoint, StateUnusable
 from projector.documents import Checkpoint as ProjectorCheckpoint
 from projector.documents import DocumentRefused, Overtaken, TooMuch
 from projector.fold import Writes
@@ -16,9 +19,10 @@ from shared.log import Cursor
 
 
 class InMemoryStateStore:
-    """The ingestor's state in a dict."""
+    """The ingestor's state in a dict. ``scratch`` must exist before snapshots are made of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path = Path("no-scratch")) -> None:
+        self.scratch = scratch
         self.values: dict[Key, Value] = {}
         self._checkpoint: Checkpoint | None = None
 
@@ -44,6 +48,21 @@ class InMemoryStateStore:
     def clear(self) -> None:
         self.values.clear()
         self._checkpoint = None
+
+    def export(self, file: Path) -> Checkpoint:
+        assert self._checkpoint is not None
+        file.write_bytes(msgspec.json.encode((self._checkpoint, list(self.values.items()))))
+        return self._checkpoint
+
+    def load(self, file: Path, checkpoint: Checkpoint) -> None:
+        try:
+            found, values = msgspec.json.decode(file.read_bytes(), type=tuple[Checkpoint, list[tuple[Key, Raw]]])
+        except msgspec.DecodeError as error:
+            raise StateUnusable(f"the state cannot be read: {error}") from error
+        if found != checkpoint:
+            raise StateUnusable(f"the state is that of {found}")
+        self.values = {key: msgspec.json.decode(value, type=VALUE_TYPES[key[0]]) for key, value in values}
+        self._checkpoint = found
 
 
 class InMemoryDatabase:

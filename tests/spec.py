@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ingestor.domain.judgement import Judgement, Place, judge, relearn, relearn_note
-from ingestor.domain.state import Changes, Key, Value
+from ingestor.domain.state import Changes, Key, Overlay, Value
 from shared.commands import Command
 from shared.events import Event, LoggedEvent, NotedCommand
 from shared.ids import Position
@@ -91,7 +91,9 @@ def cold_start(log: Sequence[LoggedEvent], notes: Sequence[NotedCommand] = ()) -
     for logged in log:
         events.append(logged)
         if logged.completes is not None:
-            apply(state, relearn(state.get, events).changes)
+            overlay = Overlay(state.get)
+            relearn(overlay, events)
+            apply(state, overlay)
             events = []
     assert not events
     for note in notes:

@@ -10,11 +10,11 @@ from ingestor.domain import project_episode, tenant_episode
 from ingestor.domain.state import (
     Changes,
     Lookup,
+    Overlay,
     State,
     StoredReceipt,
     StreamHead,
     head_key,
-    overlaid,
     receipt_key,
 )
 from shared.codec import decode_receipt, encode_receipt
@@ -76,7 +76,8 @@ def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) 
         )
         for number, event in enumerate(events, start=1)
     ]
-    changes, after = _fold(lookup, logged)
+    changes = Overlay(lookup)
+    after = _fold(changes, logged)
     answer = None
     if isinstance(command, RecordEpisodes):
         beyond = tenant_episode.beyond_events(after, command, logged[0].event_id)
@@ -96,20 +97,24 @@ def judge(lookup: Lookup, command: Command, place: Place, retention: timedelta) 
     return Judgement(receipt, tuple(logged), changes)
 
 
-class Relearned(Struct, frozen=True):
-    """What the events of one command, read from the log, come to: the same as when they were decided."""
+def relearn(
+    overlay: Overlay, events: Sequence[LoggedEvent], *, askable: bool = True, with_receipt: bool = False
+) -> Receipt | None:
+    """Fold the events of one command, all of them, over the state before them: as when they were decided.
 
-    changes: Changes
-    receipt: Receipt | None
-    """None if it was not asked for and nobody can ask for it by an Idempotency-Key."""
+    Args:
+        overlay: the state before; the changes are put into it.
+        events: as read from the log.
+        askable: whether a retry under the command's Idempotency-Key may still come, if it has one.
+        with_receipt: whether the receipt is wanted in any case.
 
-
-def relearn(lookup: Lookup, events: Sequence[LoggedEvent], *, with_receipt: bool = False) -> Relearned:
-    """Fold the events of one command, all of them, over the state before them."""
-    changes, after = _fold(lookup, events)
+    Returns:
+        The receipt, if it is wanted or a retry can ask for it.
+    """
+    after = _fold(overlay, events)
     last = events[-1]
-    if last.idempotency_key is None and not with_receipt:
-        return Relearned(changes, None)
+    if not with_receipt and not (askable and last.idempotency_key is not None):
+        return None
     outcome: Outcome
     if isinstance(last.event, TenantEpisodeRecorded):
         outcome = tenant_episode.outcome(events, tenant_episode.from_text(last.answer))
@@ -117,8 +122,8 @@ def relearn(lookup: Lookup, events: Sequence[LoggedEvent], *, with_receipt: bool
         assert last.completes is not None  # noqa: S101 - the reader ends a commit with it
         outcome = project_episode.outcome(after, last.completes, events)
     receipt = Receipt(command_id=last.command_id, stream=last.stream, event_id=last.event_id, outcome=outcome)
-    _remember(changes, last, receipt)
-    return Relearned(changes, receipt)
+    _remember(overlay, last, receipt)
+    return receipt
 
 
 def relearn_note(note: NotedCommand) -> Changes:
@@ -152,17 +157,17 @@ def _without_events(state: State, command: Command, at: datetime) -> Judgement:
     return Judgement(receipt, changes=relearn_note(note), note=note)
 
 
-def _fold(lookup: Lookup, events: Sequence[LoggedEvent]) -> tuple[Changes, State]:
-    changes: Changes = {}
-    state = State(events[0].stream, overlaid(changes, lookup))
+def _fold(overlay: Overlay, events: Sequence[LoggedEvent]) -> State:
+    """Put what the events change into the overlay; the state after them."""
+    state = State(events[0].stream, overlay.__getitem__)
     for logged in events:
         if isinstance(logged.event, TenantEpisodeRecorded):
-            changes |= tenant_episode.evolve(logged, logged.event)
+            overlay.update(tenant_episode.evolve(logged, logged.event))
         else:
-            changes |= project_episode.evolve(state, logged, logged.event)
+            overlay.update(project_episode.evolve(state, logged, logged.event))
     last = events[-1]
-    changes[head_key(last.stream)] = StreamHead(last.event_id, last.at)
-    return changes, state
+    overlay[head_key(last.stream)] = StreamHead(last.event_id, last.at)
+    return state
 
 
 def _first_answer(state: State, command: Command, at: datetime, retention: timedelta) -> Receipt | None:

@@ -149,10 +149,12 @@ class State:
         return value
 
 
-def overlaid(changes: Changes, under: Lookup) -> Lookup:
-    """``under`` as it is after ``changes``, which may go on growing."""
+class Overlay(Changes):
+    """Changes over what is ``under`` them. ``overlay[key]`` is the value after the changes, None if there is none."""
 
-    def lookup(key: Key) -> Value | None:
-        return changes[key] if key in changes else under(key)
+    def __init__(self, under: Lookup) -> None:
+        super().__init__()
+        self._under = under
 
-    return lookup
+    def __missing__(self, key: Key) -> Value | None:
+        return self._under(key)

@@ -1,5 +1,6 @@
 """One suite for every `StateStore`."""
 
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from msgspec import Raw
 
 from ingestor.domain.state import Changes, Episode, RecordedItem, StoredReceipt, episode_key, item_key, receipt_key
-from ingestor.state import Checkpoint, StateStore, open_state
+from ingestor.state import Checkpoint, StateStore, StateUnusable, open_state
 from shared.events import FolderRef
 from shared.ids import CommandId, EventId, Position, StreamId
 from shared.log import Cursor
@@ -100,6 +101,67 @@ def test_a_cleared_store_is_as_new(store: StateStore) -> None:
     store.clear()
     assert store.checkpoint() is None
     assert store.get(item_key(STREAM, "k")) is None
+
+
+def test_exported_state_takes_the_place_of_another(store: StateStore, tmp_path: Path) -> None:
+    kept, later = item_key(STREAM, "kept"), item_key(STREAM, "later")
+    store.apply({kept: RecordedItem(EventId(7), "ep_1"), receipt_key(STREAM, "r"): a_receipt(hours=0)}, FIRST)
+    assert store.export(tmp_path / "exported") == FIRST
+    store.apply({kept: None, later: RecordedItem(EventId(8), "ep_2")}, SECOND)
+    assert store.get(later) is not None
+
+    store.load(tmp_path / "exported", FIRST)
+    assert store.checkpoint() == FIRST
+    assert store.get(kept) == RecordedItem(EventId(7), "ep_1")
+    assert store.get(later) is None
+    store.forget_receipts(NOON + timedelta(hours=1))
+    assert store.get(receipt_key(STREAM, "r")) is None
+    store.apply({later: RecordedItem(EventId(8), "ep_2")}, SECOND)
+    assert store.get(later) == RecordedItem(EventId(8), "ep_2")
+
+
+@pytest.mark.parametrize("what", ["nothing", "junk", "another checkpoint"])
+def test_what_is_no_such_export_changes_nothing(store: StateStore, tmp_path: Path, what: str) -> None:
+    store.apply({item_key(STREAM, "k"): RecordedItem(EventId(7), "ep_1")}, FIRST)
+    file = tmp_path / "exported"
+    if what == "another checkpoint":
+        store.export(file)
+    else:
+        file.write_bytes(b"" if what == "nothing" else b"\xff" * 8192)
+    with pytest.raises(StateUnusable):
+        store.load(file, SECOND)
+    assert store.checkpoint() == FIRST
+    assert store.get(item_key(STREAM, "k")) == RecordedItem(EventId(7), "ep_1")
+
+
+def test_long_keys_and_short_ones_are_swept_alike(store: StateStore) -> None:
+    keys = [receipt_key(STREAM, "k" * length) for length in (1, 200, 470, 480, 490, 510, 600, 5_000)]
+    store.apply({key: a_receipt(hours=0) for key in keys}, FIRST)
+    assert [store.get(key) for key in keys] == [a_receipt(hours=0)] * len(keys)
+    store.forget_receipts(NOON + timedelta(hours=1))
+    assert [store.get(key) for key in keys] == [None] * len(keys)
+
+
+def test_an_lmdb_export_is_of_one_moment_while_changes_go_on(tmp_path: Path) -> None:
+    with open_state(tmp_path / "from", 0, map_bytes=MAP_BYTES) as store:
+        keys = [item_key(STREAM, str(number)) for number in range(2_000)]
+        going_on = threading.Event()
+        exported: list[Checkpoint] = []
+
+        def export() -> None:
+            going_on.wait()
+            exported.append(store.export(tmp_path / "exported"))
+
+        exporting = threading.Thread(target=export)
+        exporting.start()
+        for moment in range(1, 400):
+            value = RecordedItem(EventId(moment), "ep")
+            store.apply(dict.fromkeys(keys[:: 1 if moment < 2 else 7], value), Checkpoint(Cursor(moment), "n", moment))
+            going_on.set()
+        exporting.join()
+    with open_state(tmp_path / "to", 0, map_bytes=MAP_BYTES) as store:
+        store.load(tmp_path / "exported", exported[0])
+        assert {store.get(key) for key in keys[::7]} == {RecordedItem(EventId(exported[0].command_offset), "ep")}
 
 
 def keep_one_value(folder: Path) -> None:

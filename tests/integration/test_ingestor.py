@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from structlog.testing import capture_logs
 
 from ingestor.replies import open_replies
 from ingestor.settings import IngestorSettings
+from ingestor.snapshot_store import open_snapshot_store
+from ingestor.snapshots import Manifest, Snapshots
 from ingestor.writer import Writer
 from shared.codec import decode_receipt, encode_command
 from shared.commands import CORRELATION_ID, REPLY_PARTITION, Command, EpisodeFields, RecordEpisodes
@@ -29,6 +33,7 @@ from shared.topics import TopicSettings, create_topics
 from tests.builders import batch, item, upsert
 from tests.cluster import throw_away_servers
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 REPLY_TO = 5
 WITHIN = 30.0
 
@@ -71,6 +76,7 @@ class Harness:
         *,
         partitions: tuple[int, ...] = (0, 1),
         again_after: tuple[type[Exception], ...] = (),
+        snapshots: Snapshots | None = None,
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Writers over the partitions; a tenure that ends with one of ``again_after`` is followed by the next."""
         settings = IngestorSettings(
@@ -87,7 +93,7 @@ class Harness:
         async def every() -> None:
             async with open_replies(self.kafka) as replies, asyncio.TaskGroup() as tasks:
                 for partition in partitions:
-                    tasks.create_task(one(Writer(self.kafka, settings, replies, self.status), partition))
+                    tasks.create_task(one(Writer(self.kafka, settings, replies, self.status, snapshots), partition))
 
         task = asyncio.create_task(every())
         try:
@@ -340,6 +346,78 @@ async def test_a_foreign_record_in_the_log_stops_the_recovery_and_says_where(har
         with pytest.raises(ExceptionGroup) as stopped:
             writing.result()
         assert stopped.group_contains(PoisonRecord, match=r"episodes\.events/0 offset 0")
+
+
+async def test_a_record_of_a_later_version_stops_the_recovery_and_says_what_to_upgrade(harness: Harness) -> None:
+    async with harness.writing():
+        await harness.ask(upsert("run-1", EpisodeFields(folder="/a")))
+    partition = 0 if events(await harness.log(0)) else 1
+    offset = (await harness.log(partition))[-1].cursor.offset
+    later = (SAMPLES / "episodes.FolderCreated.v2.json").read_bytes().replace(b"Created.v2", b"Created.v3")
+    await harness.producer.send_and_wait(EVENTS, value=later, partition=partition)
+    for start in ("warm", "cold"):
+        async with harness.writing("state" if start == "warm" else "none", partitions=(partition,)) as writing:
+            await asyncio.wait([writing], timeout=WITHIN)
+            with pytest.raises(ExceptionGroup) as stopped:
+                writing.result()
+            why = rf"offset {offset}: unknown event type 'episodes\.FolderCreated\.v3'.*upgrade the projector first"
+            assert stopped.group_contains(PoisonRecord, match=why)
+
+
+async def test_a_partition_moves_with_its_snapshot_and_only_the_tail_is_read(harness: Harness) -> None:
+    place = harness.folder / "snapshots"
+    request = {"idempotency_key": "k", "request_hash": "h"}
+    async with harness.writing("one", snapshots=the_snapshots(place, every=20)):
+        first = await harness.ask(upsert("run-1", EpisodeFields(description="first"), **request))
+        recorded = await harness.ask(batch(item("a", idempotency_key="i"), namespace="n", **request))
+        for number in range(30):
+            await harness.ask(upsert(f"run-{number}", EpisodeFields(folder="/a")))
+        await until(lambda: len(list(place.glob("*/*.json"))) > 0)
+    [listed] = place.glob("*/*.json")
+    manifest = msgspec.json.decode(listed.read_bytes(), type=Manifest)
+    async with harness.writing("one"):
+        tail = await harness.ask(upsert("run-1", EpisodeFields(description="second")))
+
+    with capture_logs() as logs:
+        async with harness.writing("two", snapshots=the_snapshots(place, every=1_000_000)):
+            again = await harness.ask(upsert("run-1", EpisodeFields(description="first"), **request))
+            assert (again.replayed, again.outcome) == (True, first.outcome)
+            batch_again = await harness.ask(batch(item("a", idempotency_key="i"), namespace="n", **request))
+            assert (batch_again.replayed, batch_again.outcome) == (True, recorded.outcome)
+            after = await harness.ask(upsert("run-1"))
+            assert isinstance(after.outcome, EpisodeUpserted)
+            assert after.event_id == tail.event_id + 1
+            assert after.outcome.episode.description == "second"
+    began = {entry["partition"]: entry["began_at"] for entry in logs if entry["event"] == "recovered"}
+    assert began[manifest.partition] == manifest.checkpoint.cursor.offset > 20
+
+
+async def test_snapshots_of_another_log_are_left_alone(harness: Harness) -> None:
+    place = harness.folder / "snapshots"
+    async with harness.writing("one", partitions=(0,), snapshots=the_snapshots(place, every=1)):
+        for number in range(40):
+            await harness.publish(batch(item(), tenant_id=f"t{number}"))
+        await until(lambda: len(list(place.glob("*/*.json"))) > 0)
+    listed = max(place.glob("*/*.json"))
+    manifest = msgspec.json.decode(listed.read_bytes())
+    for fence in (0, 1, 10_000):  # another one's, no fence, not there
+        manifest["checkpoint"] |= {"nonce": "of another log"}
+        manifest["checkpoint"]["cursor"] |= {"fence": fence}
+        listed.with_name(f"{fence:020}-other.json").write_bytes(msgspec.json.encode(manifest))
+    for file in place.glob("*/*.json"):
+        if not file.name.endswith("-other.json"):
+            file.unlink()
+    with capture_logs() as logs:
+        async with harness.writing("two", partitions=(0,), snapshots=the_snapshots(place, every=1_000)):
+            await until(lambda: harness.status.partitions[0] == Status.RUNNING)
+            await until(lambda: any(entry["event"] == "recovered" for entry in logs))
+    ignored = [entry["reason"] for entry in logs if entry["event"] == "snapshot ignored"]
+    assert ignored == ["it is of another log: the fence that it names is not there"] * 3
+    assert [entry["began_at"] for entry in logs if entry["event"] == "recovered"] == [0]
+
+
+def the_snapshots(place: Path, *, every: int) -> Snapshots:
+    return Snapshots(open_snapshot_store(place.as_uri()), every=every, ahead=1)
 
 
 async def test_a_command_that_was_decided_but_not_answered_is_answered_by_the_next_tenure(harness: Harness) -> None:

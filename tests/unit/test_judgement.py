@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from ingestor.domain.judgement import relearn
+from ingestor.domain.state import Overlay
+from ingestor.recovery import Recovery
+from ingestor.state import Checkpoint
 from shared.commands import Command, EpisodeFields, ItemError
+from shared.log import Cursor, LogReader
 from tests.builders import batch, delete, item, patch, restore, upsert
+from tests.fakes import InMemoryStateStore
 from tests.spec import NOON, WEEK, Partition, cold_start, given, note_code, outcome, refusal
+from tests.written_log import WrittenLog
 
 
 def test_a_retry_under_the_same_key_gets_the_first_receipt_and_no_effect() -> None:
@@ -116,9 +122,28 @@ def test_whatever_happens_ids_have_no_gap_and_a_cold_start_knows_the_same(histor
         if judged.note is not None and judged.note.kept is None:
             assert partition.state == before
         if judged.events:
-            assert relearn(before.get, judged.events, with_receipt=True).receipt == judged.receipt
+            assert relearn(Overlay(before.get), judged.events, with_receipt=True) == judged.receipt
     for stream in {logged.stream for logged in partition.log}:
         event_ids = [logged.event_id for logged in partition.log if logged.stream == stream]
         assert event_ids == list(range(1, len(event_ids) + 1))
     assert [logged.position for logged in partition.log] == list(range(1, len(partition.log) + 1))
     assert cold_start(partition.log, partition.notes) == partition.state
+
+
+@settings(max_examples=100, deadline=None)
+@hypothesis_given(st.lists(_commands, max_size=25), st.integers(1, 6))
+def test_a_recovery_in_chunks_comes_to_the_live_state(history: list[Command], chunk: int) -> None:
+    live = WrittenLog()
+    for command in history:
+        live.write(command)
+    store = InMemoryStateStore()
+    recovery, reader = Recovery(store, Checkpoint(Cursor(), "", -1)), LogReader(Cursor())
+    for offset, value in enumerate(live.values):
+        if (commit := reader.read(offset, value)) is not None:
+            recovery.take(commit)
+        if offset % chunk == 0:
+            recovery.flush()
+    recovery.flush()
+    assert store.values == live.store.values
+    if history:
+        assert store.checkpoint() == live.store.checkpoint()
