@@ -224,9 +224,10 @@ async def _mend(
     if stream is not None:
         streams = {stream}
     else:
-        verdict = await run_verify(client, KafkaSettings(), number, place, workers=workers, report=report)
-        wrong = [each for each in verdict.differences if each.collection in collections and each.stream is not None]
-        streams = {each.stream for each in wrong if each.stream is not None}
+        verdict = await run_verify(
+            client, KafkaSettings(), number, place, workers=workers, report=report, collections=collections
+        )
+        streams = {each.stream for each in verdict.differences if each.stream is not None}
     return [await run_repair(client, KafkaSettings(), number, StreamId(each), collections) for each in sorted(streams)]
 
 
@@ -255,12 +256,10 @@ def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 @contextmanager
 def _spilling_to(folder: Path | None) -> Iterator[Path]:
-    """A folder to spill to: a passing one, unless one is given."""
+    """An empty folder to spill to, in ``folder`` if one is given, until this is over."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        return
-    with tempfile.TemporaryDirectory(prefix="episodes-replay-") as made:
+    with tempfile.TemporaryDirectory(prefix="episodes-replay-", dir=folder, ignore_cleanup_errors=True) as made:
         yield Path(made)
 
 

@@ -64,14 +64,18 @@ class Following:
     async def run_partition(self, partition: int) -> None:
         """Run the partition for each generation, those that come later too, until cancelled."""
         running: dict[int, asyncio.Task[None]] = {}
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                changed = self._changed
-                for number in running.keys() - self._wanted:
-                    await end_task(running.pop(number))
-                for number in sorted(self._wanted - running.keys()):
-                    running[number] = tasks.create_task(self._keep_running(partition, number))
-                await changed.wait()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    changed = self._changed
+                    for number in running.keys() - self._wanted:
+                        await end_task(running.pop(number))
+                    for number in sorted(self._wanted - running.keys()):
+                        running[number] = tasks.create_task(self._keep_running(partition, number))
+                    await changed.wait()
+        finally:
+            for status in self._statuses.values():
+                status.partitions.pop(partition, None)
 
     async def _keep_running(self, partition: int, number: int) -> None:
         status = self._statuses[number]

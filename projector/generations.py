@@ -1,11 +1,13 @@
 """Generations: complete sets of read models, one database each, and the pointer to the one that readers see.
 
 ``episodes_meta.generations`` has one document each: ``_id`` (number), ``created_at``, ``state`` and, from a rebuild,
-``build``. The state is ``building`` until all is loaded, ``loaded`` until the rebuild is done with it, then ``live``.
-Projectors keep generations up to date that are loaded or live, in use or not.
+``build``. The state is ``building`` until all is loaded, ``loaded`` until the rebuild puts it to use, then ``live``;
+``dropping`` at the end. Projectors keep generations up to date that are loaded or live, in use or not.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,11 +18,24 @@ from pymongo.errors import DuplicateKeyError
 from projector.documents import Checkpoint, checkpoint_in, create_collection
 from projector.views import INDEXES
 from shared.errors import EpisodesError
-from shared.mongo import META, Client, Collection, Database, Document, generation_database, translated
+from shared.mongo import (
+    DURABLE,
+    META,
+    Client,
+    Collection,
+    Database,
+    Document,
+    ReadConcern,
+    Session,
+    generation_database,
+    translated,
+)
 from shared.read_models import CHECKPOINTS, POINTER_ID, POINTERS
 
 GENERATIONS = "generations"
-BUILDING, LOADED, LIVE = "building", "loaded", "live"
+BUILDING, LOADED, LIVE, DROPPING = "building", "loaded", "live", "dropping"
+_LET_GO_SECONDS = 1.5
+"""Projectors, which look for generations twice a second, and a rebuild have let go of one that is dropped by then."""
 
 
 class WrongGeneration(EpisodesError):
@@ -123,14 +138,14 @@ async def begin(client: Client, build: Mapping[str, Any]) -> int:
     """
     with translated("making a generation"):
         newest = await _generations(client).find_one(sort=[("_id", -1)])
-        number = 1 + (newest["_id"] if newest else await in_use(client))
+        number = 1 + max(newest["_id"] if newest else 0, await in_use(client))
         try:
             await _generations(client).insert_one(
                 {"_id": number, "state": BUILDING, "created_at": datetime.now(UTC), "build": dict(build)}
             )
         except DuplicateKeyError:
             raise WrongGeneration(f"another rebuild just began generation {number}") from None
-        await create_collections(client, number)
+        await client.drop_database(generation_database(number))  # what a rebuild left that did not hear of its drop
         return number
 
 
@@ -155,23 +170,26 @@ async def note_build(client: Client, number: int, owner: str, changes: Mapping[s
         raise WrongGeneration(f"generation {number} is no longer built by this process")
 
 
-async def enliven(client: Client, number: int, loaded: Mapping[int, Checkpoint]) -> None:
-    """Hand a loaded generation over to the projectors, each partition at its checkpoint."""
-    with translated("handing a generation over"):
+async def enliven(client: Client, number: int, owner: str, loaded: Mapping[int, Checkpoint]) -> None:
+    """Hand a loaded generation over to the projectors, each partition at its checkpoint.
+
+    Raises:
+        WrongGeneration: somebody else did, and projectors may have moved the checkpoints since.
+    """
+    async with _together(client, "handing a generation over") as session:
+        noted = await _generations(client).update_one(
+            {"_id": number, "state": BUILDING, "build.owner": owner}, {"$set": {"state": LOADED}}, session=session
+        )
+        if noted.matched_count == 0:
+            raise WrongGeneration(f"generation {number} is no longer built by this process")
         for partition, checkpoint in loaded.items():
             cursor = checkpoint.cursor
             await client[generation_database(number)][CHECKPOINTS].replace_one(
                 {"_id": partition},
                 {"position": cursor.position, "offset": cursor.offset, "fence": cursor.fence},
                 upsert=True,
+                session=session,
             )
-        await _generations(client).update_one({"_id": number}, {"$set": {"state": LOADED}})
-
-
-async def finish(client: Client, number: int) -> None:
-    """Note that the rebuild is done with a generation."""
-    with translated("finishing a generation"):
-        await _generations(client).update_one({"_id": number}, {"$set": {"state": LIVE}})
 
 
 async def take_over(client: Client, number: int, old_owner: str, owner: str) -> None:
@@ -187,16 +205,19 @@ async def switch(client: Client, *, old: int, new: int) -> None:
     """Let readers see ``new`` instead of ``old``, at once.
 
     Raises:
-        WrongGeneration: ``new`` is not live, or ``old`` is not in use any more.
+        WrongGeneration: ``new`` is not kept up to date, or ``old`` is not in use any more.
     """
-    if new not in await live(client):
-        raise WrongGeneration(f"generation {new} is not kept up to date: it cannot be put to use")
-    with translated("moving the pointer"):
-        moved = await client[META][POINTERS].update_one(
-            {"_id": POINTER_ID, "generation": old}, {"$set": {"generation": new, "previous": old}}
+    async with _together(client, "moving the pointer") as session:
+        kept = await _generations(client).update_one(
+            {"_id": new, "state": {"$in": [LOADED, LIVE]}}, {"$set": {"state": LIVE}}, session=session
         )
-    if moved.matched_count == 0:
-        raise WrongGeneration(f"generation {old} is not in use any more: somebody else moved the pointer")
+        if kept.matched_count == 0:
+            raise WrongGeneration(f"generation {new} is not kept up to date: it cannot be put to use")
+        moved = await client[META][POINTERS].update_one(
+            {"_id": POINTER_ID, "generation": old}, {"$set": {"generation": new, "previous": old}}, session=session
+        )
+        if moved.matched_count == 0:
+            raise WrongGeneration(f"generation {old} is not in use any more: somebody else moved the pointer")
 
 
 async def previous(client: Client) -> int | None:
@@ -208,18 +229,32 @@ async def previous(client: Client) -> int | None:
 
 
 async def drop(client: Client, number: int) -> None:
-    """Remove a generation that is not in use.
+    """Remove a generation that is not in use. Interrupted, it is done when it is called again.
 
     Raises:
         WrongGeneration: it is in use, or not there.
     """
-    if number == await in_use(client):
-        raise WrongGeneration(f"generation {number} is in use: switch or roll back first")
+    async with _together(client, "dropping a generation") as session:
+        found = await _generations(client).find_one_and_update(
+            {"_id": number}, {"$set": {"state": DROPPING}, "$unset": {"build": True}}, session=session
+        )
+        if found is None:
+            raise WrongGeneration(f"there is no generation {number}")
+        pointer = await client[META][POINTERS].find_one({"_id": POINTER_ID}, session=session)
+        if pointer is not None and pointer["generation"] == number:
+            raise WrongGeneration(f"generation {number} is in use: switch or roll back first")
+    await asyncio.sleep(_LET_GO_SECONDS)  # whoever still wrote to it would bring the database back
     with translated("dropping a generation"):
-        gone = await _generations(client).delete_one({"_id": number})
         await client.drop_database(generation_database(number))
-    if gone.deleted_count == 0:
-        raise WrongGeneration(f"there is no generation {number}")
+        await _generations(client).delete_one({"_id": number})
+
+
+@asynccontextmanager
+async def _together(client: Client, what: str) -> AsyncIterator[Session]:
+    """One transaction."""
+    with translated(what):
+        async with await client.start_session() as session, session.start_transaction(ReadConcern("snapshot"), DURABLE):
+            yield session
 
 
 async def _count(database: Database) -> int:

@@ -36,9 +36,18 @@ async def history(kafka: KafkaSettings, stream: StreamId, subject: str | None) -
         PoisonRecord: the log holds what cannot be read.
         Unavailable: Kafka does not answer.
     """
+    ids = None
+    if subject is not None:  # a name leads to an id, which had other names before
+        ids = {logged.event.id async for logged, _ in _events(kafka, stream) if subject in _names(logged)}
+    async for logged, command in _events(kafka, stream):
+        if ids is None or logged.event.id in ids:
+            yield _entry(logged, command)
+
+
+async def _events(kafka: KafkaSettings, stream: StreamId) -> AsyncIterator[tuple[LoggedEvent, str]]:
+    """The stream's events, each with the type of its command."""
     _, partitions = await describe_topic(kafka, EVENTS)
     partition = partition_of(stream.encode(), partitions)
-    known = _Subject(subject)
     async with open_partition(kafka, EVENTS, partition) as consumer:
         end = (await ends(consumer, EVENTS, [partition]))[partition]
         reader = LogReader(Cursor())
@@ -46,26 +55,15 @@ async def history(kafka: KafkaSettings, stream: StreamId, subject: str | None) -
             for record in records:
                 commit = reader.read(record.offset, record.value)
                 for logged in commit.events if commit else ():
-                    if logged.stream == stream and known.concerns(logged):
-                        yield _entry(logged, commit.events[-1].completes or "" if commit else "")
+                    if logged.stream == stream:
+                        yield logged, (commit.events[-1].completes or "" if commit else "")
 
 
-class _Subject:
-    """Knows a subject by its id once a name has led to it."""
-
-    def __init__(self, wanted: str | None) -> None:
-        self._wanted = wanted
-        self._ids: set[str] = set()
-
-    def concerns(self, logged: LoggedEvent) -> bool:
-        event = logged.event
-        if self._wanted is None:
-            return True
-        names = {event.id, getattr(event, "name", None), getattr(event, "path", None), getattr(event, "slug", None)}
-        names.add(getattr(getattr(event, "changes", None), "name", None))
-        if self._wanted in names:
-            self._ids.add(event.id)
-        return event.id in self._ids
+def _names(logged: LoggedEvent) -> set[str | None]:
+    """What the event calls its subject."""
+    event = logged.event
+    called = {getattr(event, attribute, None) for attribute in ("id", "name", "path", "slug")}
+    return {*called, getattr(getattr(event, "changes", None), "name", None)}
 
 
 def _entry(logged: LoggedEvent, command: str) -> HistoryEntry:

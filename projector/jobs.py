@@ -70,12 +70,16 @@ async def _insert(database: Database, collection: str, some: Sequence[Document],
         slots.release()
 
 
-def compare_job(plan: Plan, number: int, folder: Path, stored: Path, slot: int) -> Compared:
-    """Compare the documents of one range with the digests of the stored ones."""
+def compare_job(
+    plan: Plan, number: int, folder: Path, stored: Path, collections: frozenset[str], slot: int
+) -> Compared:
+    """Compare the documents of one range, in these collections, with the digests of the stored ones."""
     there = {(collection, key): digest for collection, key, digest in read_digests(stored)}
     expected: dict[str, Content] = {}
     found: list[tuple[str, str, str]] = []
     for collection, some in fold_range(folder, number, sorted(plan.ends), workers.table.note(slot)):
+        if collection not in collections:
+            continue
         content = expected.setdefault(collection, Content())
         for document in some:
             digest = digest_of(document)

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +35,7 @@ _ALIVE = timedelta(seconds=10)
 """A rebuild that has not noted anything for so long is dead, and another process may go on with it."""
 _LEAST_RANGES = 40
 """What one kill undoes is at most the ranges that were being loaded: a small part of the whole."""
+_LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_PROJECTOR_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
 
@@ -82,17 +83,19 @@ async def rebuild(
     is built and verified, then dropped.
 
     Raises:
-        RebuildRunning: another one is at work.
+        RebuildRunning: another one is at work. Whether it is shows within seconds, after a kill within ten.
         RebuildFailed: it was built, and is not as the log says, or nobody keeps it up to date.
         PoisonRecord, RecordsLost: the log cannot be replayed.
         Unavailable: Kafka or MongoDB does not answer; call again to go on.
     """
     began = time.monotonic()
-    cluster, partitions = await describe_topic(kafka, EVENTS)
+    _, partitions = await describe_topic(kafka, EVENTS)
+    await generations.prepare(client)
     async with _begun(client, kafka, partitions, report) as build:
-        place = folder / f"{cluster}-{build.number}"
+        place = folder / build.name
         place.mkdir(parents=True, exist_ok=True)
         if not build.is_loaded:
+            await generations.create_collections(client, build.number)
             async with (
                 open_workers(workers, slots=partitions + build.plan.ranges) as pool,
                 _throttled(client, kafka, pool, partitions, most_lag),
@@ -102,7 +105,7 @@ async def rebuild(
             build.report("building the indexes", 0, 1)
             await generations.create_indexes(client, build.number)
             cursors = {number: Checkpoint(each.cursor) for number, each in spilled.items()}
-            await generations.enliven(client, build.number, cursors)
+            await generations.enliven(client, build.number, build.owner, cursors)
         load_seconds = time.monotonic() - began
         shutil.rmtree(place)
         old = await generations.in_use(client)
@@ -120,7 +123,6 @@ async def rebuild(
             )
         if not dry_run:
             await _catch_up(client, build)
-            await generations.finish(client, build.number)
             await generations.switch(client, old=old, new=build.number)
     if dry_run:
         await generations.drop(client, build.number)
@@ -199,8 +201,10 @@ class _Build:
     def __init__(self, client: Client, number: int, found: Document, report: Report) -> None:
         self._client = client
         self._report = report
-        self._owner = found["build"]["owner"]
         self._now = ("", 0, 0)
+        self.owner: str = found["build"]["owner"]
+        self.name: str = found["build"]["name"]
+        """The same for each process that goes on with it, and no other build's."""
         self.number = number
         self.is_loaded = found["state"] == generations.LOADED
         self.plan = msgspec.json.decode(found["build"]["plan"], type=Plan)
@@ -217,13 +221,23 @@ class _Build:
         await self.heartbeat()
 
     async def heartbeat(self) -> None:
+        """Note that this goes on, and how far it is.
+
+        Raises:
+            WrongGeneration: it is somebody else's now, or was dropped.
+        """
         phase, done, of = self._now
         await generations.note_build(
             self._client,
             self.number,
-            self._owner,
+            self.owner,
             {"heartbeat_at": datetime.now(UTC), "phase": phase, "done": done, "of": of, "loaded": sorted(self.loaded)},
         )
+
+    async def let_go(self) -> None:
+        """Note that nobody is at work any more, so that the next rebuild need not wait."""
+        with suppress(EpisodesError):
+            await generations.note_build(self._client, self.number, self.owner, {"heartbeat_at": _LONG_AGO})
 
 
 @asynccontextmanager
@@ -238,20 +252,16 @@ async def _begun(client: Client, kafka: KafkaSettings, partitions: int, report: 
             client,
             {
                 "owner": owner,
+                "name": str(uuid.uuid4()),
                 "heartbeat_at": datetime.now(UTC),
                 "plan": msgspec.json.encode(plan).decode(),
                 "loaded": [],
             },
         )
     else:
-        noted = found["build"]
-        if datetime.now(UTC) - noted["heartbeat_at"] < _ALIVE:
-            raise RebuildRunning(
-                f"generation {found['_id']} is being built already: {noted.get('phase', 'it just began')}, "
-                f"{noted.get('done', 0)} of {noted.get('of', 0)}"
-            )
+        await _wait_dead(client, found)
         _log.info("going on with a rebuild that ended early", generation=found["_id"])
-        await generations.take_over(client, found["_id"], noted["owner"], owner)
+        await generations.take_over(client, found["_id"], found["build"]["owner"], owner)
     found = await generations.being_built(client)
     if found is None or found["build"]["owner"] != owner:
         raise WrongGeneration("another rebuild was quicker")
@@ -269,3 +279,23 @@ async def _begun(client: Client, kafka: KafkaSettings, partitions: int, report: 
             beating.cancel()
     except ExceptionGroup as group:
         raise gravest(group) from group
+    finally:
+        await build.let_go()
+
+
+async def _wait_dead(client: Client, found: Document) -> None:
+    """Wait until it is sure that nobody works on the build.
+
+    Raises:
+        RebuildRunning: somebody does.
+    """
+    first, began = found["build"], time.monotonic()
+    while datetime.now(UTC) - first["heartbeat_at"] < _ALIVE and time.monotonic() - began < _ALIVE.total_seconds():
+        now = await generations.being_built(client)
+        if now is None or now["build"]["heartbeat_at"] != first["heartbeat_at"]:
+            noted = first if now is None else now["build"]
+            raise RebuildRunning(
+                f"generation {found['_id']} is being built already: {noted.get('phase') or 'it just began'}, "
+                f"{noted.get('done', 0)} of {noted.get('of', 0)}"
+            )
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -5,18 +5,20 @@ replayed, and each document's bytes are compared. Both sides go range by range o
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import bson
+from bson import Int64
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from msgspec import Struct
 
 from projector.digests import Content, digest, write_digest
 from projector.documents import Checkpoint, checkpoint_in
-from projector.jobs import DIFFERENT, Compared, compare_job, expected_job, spill_job
+from projector.jobs import DIFFERENT, EXTRA, MISSING, Compared, compare_job, expected_job, spill_job
 from projector.replay import Plan, Spilled
 from projector.views import INDEXES, Document, stream_of
 from projector.workers import Workers, open_workers
@@ -25,10 +27,11 @@ from shared.kafka import describe_topic, ends, open_partition
 from shared.mongo import Client, Database, Session, generation_database, translated
 from shared.read_models import CHECKPOINTS
 from shared.settings import EVENTS, KafkaSettings
+from shared.supervisor import gravest
 
 EVENTS_PER_RANGE = 50_000
 """About how many events one range holds, unless a single stream has more: what bounds the memory of a replay."""
-_MOST_DETAILS = 100
+_MOST_DETAILS = 1_000
 _LONGEST_VALUE = 200
 _TELL_SECONDS = 0.2
 _RAW: "CodecOptions[Any]" = CodecOptions(document_class=RawBSONDocument)
@@ -77,9 +80,18 @@ class Verdict(Struct, frozen=True):
 
 
 async def verify(
-    client: Client, kafka: KafkaSettings, generation: int, folder: Path, *, workers: int, report: Report
+    client: Client,
+    kafka: KafkaSettings,
+    generation: int,
+    folder: Path,
+    *,
+    workers: int,
+    report: Report,
+    collections: Iterable[str] = tuple(INDEXES),
 ) -> Verdict:
-    """Verify one generation. ``folder`` is empty, and full afterwards: about the size of the log.
+    """Verify one generation, or some collections of it.
+
+    ``folder`` is empty, and full afterwards: about the size of the log.
 
     Raises:
         PoisonRecord: the log holds what cannot be read or applied.
@@ -87,6 +99,7 @@ async def verify(
         Unavailable: Kafka or MongoDB does not answer.
     """
     database: Database = client[generation_database(generation)]
+    looked_at = frozenset(collections)
     _, partitions = await describe_topic(kafka, EVENTS)
     with translated("opening a snapshot"):
         session = await client.start_session(snapshot=True)
@@ -95,17 +108,17 @@ async def verify(
         log_ends = await _log_ends(kafka, partitions)
         cursors = {number: found.get(number, Checkpoint()).cursor for number in range(partitions)}
         plan = make_plan({number: min(cursor.offset, log_ends[number]) for number, cursor in cursors.items()})
-        await _note_stored(database, session, plan, folder, report)
+        await _note_stored(database, session, plan, folder, looked_at, report)
         async with open_workers(workers, slots=partitions + plan.ranges) as pool:
             spilled = await spill_all(pool, kafka, plan, folder, report)
-            compared = await _compare_all(pool, plan, partitions, folder, spilled, report)
-            wrong = [(each.number, *difference) for each in compared for difference in each.differences]
+            compared = await _compare_all(pool, plan, partitions, folder, spilled, looked_at, report)
+            wrong = _wrong(compared)
             expected = await _expected(pool, plan, partitions, folder, wrong[:_MOST_DETAILS])
         differences = [
             await _detail(database, session, kind, collection, key, expected.get((collection, key)))
             for _, kind, collection, key in wrong[:_MOST_DETAILS]
         ]
-    content: dict[str, Content] = {collection: Content() for collection in INDEXES}
+    content: dict[str, Content] = {collection: Content() for collection in INDEXES if collection in looked_at}
     for each in compared:
         for collection, part in each.expected.items():
             content[collection].merge(part)
@@ -116,7 +129,9 @@ async def verify(
         content={
             collection: CollectionContent(each.documents, f"{each.hash:032x}") for collection, each in content.items()
         },
-        different=sum(each.different for each in compared),
+        different=sum(each.different for each in compared)
+        - sum(len(each.differences) for each in compared)
+        + len(wrong),
         differences=tuple(differences),
         findings=tuple(_findings(found, log_ends, spilled)),
     )
@@ -151,11 +166,14 @@ async def watching(tell: Callable[[], None]) -> AsyncIterator[None]:
             tell()
             await asyncio.sleep(_TELL_SECONDS)
 
-    async with asyncio.TaskGroup() as tasks:
-        telling = tasks.create_task(keep_telling())
-        yield
-        telling.cancel()
-        tell()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(keep_telling())
+            yield
+            telling.cancel()
+            tell()
+    except ExceptionGroup as group:
+        raise gravest(group) from group
 
 
 async def _checkpoints(database: Database, session: Session) -> dict[int, Checkpoint]:
@@ -168,25 +186,32 @@ async def _log_ends(kafka: KafkaSettings, partitions: int) -> dict[int, int]:
         return await ends(consumer, EVENTS, range(partitions))
 
 
-async def _note_stored(database: Database, session: Session, plan: Plan, folder: Path, report: Report) -> None:
+async def _note_stored(
+    database: Database, session: Session, plan: Plan, folder: Path, collections: frozenset[str], report: Report
+) -> None:
     """Digest every stored document of the snapshot into the file of its range."""
     with translated("counting the documents"):
-        total = sum([await database[collection].estimated_document_count() for collection in INDEXES])
+        total = sum([await database[collection].estimated_document_count() for collection in collections])
     done = 0
     with ExitStack() as opened, translated("reading the documents"):
         files = [
             opened.enter_context(_stored_file(folder, number).open("wb", buffering=256 * 1024))
             for number in range(plan.ranges)
         ]
-        for collection in INDEXES:
+        for collection in collections:
             cursor = database.get_collection(collection, codec_options=_RAW).find(session=session, batch_size=2_000)
             async for document in cursor:
                 number = plan.range_of(StreamId(stream_of(collection, document)))
-                write_digest(files[number], collection, str(document["_id"]), digest(document.raw))
+                write_digest(files[number], collection, _key(document["_id"]), digest(document.raw))
                 done += 1
                 if done % 1_000 == 0:
                     report("reading the documents", done, max(done, total))
                     await asyncio.sleep(0)
+
+
+def _key(identity: object) -> str:
+    """The ``_id`` as text. One that is no text is not ours, and must not look like one that is."""
+    return identity if isinstance(identity, str) else repr(identity)
 
 
 def _stored_file(folder: Path, number: int) -> Path:
@@ -194,13 +219,37 @@ def _stored_file(folder: Path, number: int) -> Path:
 
 
 async def _compare_all(
-    pool: Workers, plan: Plan, partitions: int, folder: Path, spilled: Mapping[int, Spilled], report: Report
+    pool: Workers,
+    plan: Plan,
+    partitions: int,
+    folder: Path,
+    spilled: Mapping[int, Spilled],
+    collections: frozenset[str],
+    report: Report,
 ) -> list[Compared]:
-    jobs = [(plan, number, folder, _stored_file(folder, number), partitions + number) for number in range(plan.ranges)]
+    jobs = [
+        (plan, number, folder, _stored_file(folder, number), collections, partitions + number)
+        for number in range(plan.ranges)
+    ]
     slots, everything = range(partitions, partitions + plan.ranges), sum(sum(each.events) for each in spilled.values())
     async with watching(lambda: report("comparing", sum(pool.done(slots)), everything)):
         compared = [each async for each in pool.run(compare_job, jobs)]
     return sorted(compared, key=lambda each: each.number)
+
+
+def _wrong(compared: Sequence[Compared]) -> list[tuple[int, str, str, str]]:
+    """Range, kind, collection and key of each difference.
+
+    A document whose owner was altered is missing in one range and extra in another: that is one difference.
+    """
+    found = {(kind, collection, key): each.number for each in compared for kind, collection, key in each.differences}
+    wrong = []
+    for (kind, collection, key), number in found.items():
+        if kind == EXTRA and (MISSING, collection, key) in found:
+            continue
+        moved = kind == MISSING and (EXTRA, collection, key) in found
+        wrong.append((number, DIFFERENT if moved else kind, collection, key))
+    return wrong
 
 
 async def _expected(
@@ -229,18 +278,30 @@ async def _detail(
         collection,
         key,
         stream_of(collection, known) if known else None,
-        {
-            field: (_shown(expected.get(field)), _shown(stored.get(field)))
-            for field in {**expected, **stored}
-            if expected.get(field) != stored.get(field)
-        }
-        if kind == DIFFERENT and expected is not None and stored is not None
-        else {},
+        _fields(expected, stored) if kind == DIFFERENT and expected is not None and stored is not None else {},
     )
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def _fields(expected: Document, stored: Document) -> dict[str, tuple[str, str]]:
+    """What differs. Numbers of different types do: what is stored is compared, not what it means."""
+    fields = {
+        field: (_shown(expected, field), _shown(stored, field))
+        for field in {**expected, **stored}
+        if _stored_as(expected, field) != _stored_as(stored, field)
+    }
+    return fields or {"order of the fields": (", ".join(expected), ", ".join(stored))}
+
+
+def _stored_as(document: Document, field: str) -> bytes:
+    return bson.encode({field: document[field]} if field in document else {})
+
+
+def _shown(document: Document, field: str) -> str:
+    if field not in document:
+        return "absent"
+    text = repr(document[field])
+    if isinstance(document[field], Int64):
+        text = f"Int64({text})"
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}… ({len(text)} characters)"
 
 

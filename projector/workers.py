@@ -6,6 +6,7 @@ A worker ends by itself when the process that started it is gone, even if that w
 import asyncio
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -95,6 +96,7 @@ async def open_workers(count: int, slots: int) -> AsyncIterator[Workers]:
 def _begin(shared: Table, parent: int) -> None:
     global table  # noqa: PLW0603 - a worker has one parent
     table = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of us; the parent ends its workers
 
     def look_after_parent() -> None:
         while os.getppid() == parent:
