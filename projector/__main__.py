@@ -43,6 +43,8 @@ _log = structlog.get_logger(__name__)
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 _CORES = os.cpu_count() or 1
+_INTERRUPTED = 130
+"""The exit status that shells give to what Ctrl-C ended."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text for people.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
@@ -250,6 +252,9 @@ def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         reason = error
     except (RebuildRunning, NothingToRepair, EpisodesError) as error:
         reason = error  # type: ignore[assignment]
+    except KeyboardInterrupt:
+        typer.echo(f"python -m projector {sys.argv[1]}: interrupted; call it again to go on", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
     typer.echo(f"python -m projector {sys.argv[1]}: {reason}", err=True)
     raise typer.Exit(1)
 

@@ -209,7 +209,9 @@ async def switch(client: Client, *, old: int, new: int) -> None:
     """
     async with _together(client, "moving the pointer") as session:
         kept = await _generations(client).update_one(
-            {"_id": new, "state": {"$in": [LOADED, LIVE]}}, {"$set": {"state": LIVE}}, session=session
+            {"_id": new, "state": {"$in": [LOADED, LIVE]}},
+            {"$set": {"state": LIVE, "used_at": datetime.now(UTC)}},  # a change in any case: it meets that of a drop
+            session=session,
         )
         if kept.matched_count == 0:
             raise WrongGeneration(f"generation {new} is not kept up to date: it cannot be put to use")

@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
-import structlog
 from msgspec import Struct
 
 from projector import generations
@@ -38,8 +37,6 @@ _LEAST_RANGES = 40
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_PROJECTOR_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
-
-_log = structlog.get_logger(__name__)
 
 
 class RebuildRunning(EpisodesError):
@@ -260,7 +257,6 @@ async def _begun(client: Client, kafka: KafkaSettings, partitions: int, report: 
         )
     else:
         await _wait_dead(client, found)
-        _log.info("going on with a rebuild that ended early", generation=found["_id"])
         await generations.take_over(client, found["_id"], found["build"]["owner"], owner)
     found = await generations.being_built(client)
     if found is None or found["build"]["owner"] != owner:

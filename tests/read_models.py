@@ -11,7 +11,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import UTC, datetime
+from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from projector.loop import run
 from projector.settings import ProjectorSettings
 from projector.verify import Verdict, verify
 from projector.views import INDEXES
-from shared.kafka import open_producer
+from shared.kafka import open_producer, partition_of
 from shared.mongo import META, Client, Database, generation_database, open_mongo
 from shared.probes import Status
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
@@ -111,8 +113,8 @@ class ReadModels:
     written: dict[int, int] = field(default_factory=lambda: dict.fromkeys(range(PARTITIONS), 0))
 
     def history(self, partition: int, **options: Any) -> History:
-        """Random events for the partition, with names that no other one has."""
-        return History(self.logs[partition], random.Random(partition), prefix=f"{partition}-", **options)  # noqa: S311
+        """Random events for the partition, of streams that belong there."""
+        return History(self.logs[partition], random.Random(partition), prefix=prefix_for(partition), **options)  # noqa: S311
 
     def histories(self, steps: int, **options: Any) -> list[History]:
         """Random events in each partition, under several writers."""
@@ -187,7 +189,9 @@ class ReadModels:
         async def is_there() -> bool:
             found = await generations.checkpoints(self.client, generation)
             return all(
-                number in found and found[number].cursor == log.cursor for number, log in self.logs.items() if log.offset
+                number in found and found[number].cursor == log.cursor
+                for number, log in self.logs.items()
+                if log.offset
             )
 
         await until(is_there, f"generation {generation} at the end of the log", within=within)
@@ -244,8 +248,19 @@ class ReadModels:
     async def forget_heartbeat(self) -> None:
         """Let the time pass after which a rebuild that was killed counts as dead."""
         await self.client[META][generations.GENERATIONS].update_many(
-            {"build": {"$exists": True}}, [{"$set": {"build.heartbeat_at": {"$toDate": 0}}}]
+            {"build": {"$exists": True}}, {"$set": {"build.heartbeat_at": datetime(2026, 1, 1, tzinfo=UTC)}}
         )
+
+
+@cache
+def prefix_for(partition: int) -> str:
+    """A prefix with which the names of a `History` lead to the partition."""
+    names = ("namespace:{}n0", "namespace:{}n1", "namespace:{}n2", "tenant:{}t0", "tenant:{}t1", "tenant:{}t2")
+    return next(
+        prefix
+        for prefix in map("x{}-".format, count())
+        if all(partition_of(name.format(prefix).encode(), PARTITIONS) == partition for name in names)
+    )
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, *, within: float = WITHIN) -> None:

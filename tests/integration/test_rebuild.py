@@ -1,0 +1,354 @@
+"""Rebuilding while serving: the same documents whatever is killed, one switch, a way back, and nobody notices."""
+
+import asyncio
+import re
+import signal
+import time
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+from bson import encode
+
+import projector.rebuild
+from projector import generations
+from projector.generations import WrongGeneration
+from projector.rebuild import RebuildFailed, Rebuilt, rebuild
+from projector.replay import Plan
+from projector.views import Documents, no_documents, project, stream_of
+from shared.ids import StreamId
+from tests.read_models import WITHIN, ReadModels, until
+
+LOADING = "loading the documents"
+
+
+async def build_of(models: ReadModels) -> dict[str, Any]:
+    """What the rebuild that is at work, or was, noted of itself."""
+    found = await generations.being_built(models.client)
+    assert found is not None
+    build: dict[str, Any] = found["build"]
+    return build
+
+
+def documents_of(models: ReadModels) -> Documents:
+    """What the logs come to."""
+    documents = no_documents()
+    for log in models.logs.values():
+        for logged in log.events:
+            project(documents, logged)
+    return documents
+
+
+def expected(models: ReadModels) -> dict[str, list[bytes]]:
+    """What the logs come to, as it is stored."""
+    return {name: sorted(encode(one) for one in there.values()) for name, there in documents_of(models).items()}
+
+
+async def rebuild_here(models: ReadModels) -> Rebuilt:
+    """Rebuild from this process."""
+    return await rebuild(
+        models.client,
+        models.mongo,
+        models.kafka,
+        models.folder,
+        workers=1,
+        most_lag=None,
+        dry_run=False,
+        report=lambda phase, done, of: None,
+    )
+
+
+async def inserted(models: ReadModels) -> int:
+    status = await models.client.admin.command("serverStatus")
+    return int(status["opcounters"]["insert"])
+
+
+async def test_the_rebuilt_generation_is_byte_for_byte_the_live_one_and_the_old_one_is_kept(models: ReadModels) -> None:
+    histories = models.histories(300)
+    await models.write()
+    async with models.followed():
+        await models.applied(1)
+        said = await models.cli("rebuild", "--json", "--workers", "2")
+        assert said.status == 0, said
+        events = sum(len(log.events) for log in models.logs.values())
+        rebuilt = said.json
+        assert (rebuilt["generation"], rebuilt["previous"], rebuilt["switched"]) == (2, 1, True)
+        assert (rebuilt["verdict"]["events"], rebuilt["verdict"]["different"]) == (events, 0)
+        assert await generations.in_use(models.client) == 2
+        assert await models.content(2) == await models.content(1) == expected(models)
+        indexes = [await models.database(number).project_episodes.index_information() for number in (1, 2)]
+        assert indexes[0] == indexes[1]
+
+        for history in histories:
+            for _ in range(30):
+                history.step()
+        await models.write()
+        await models.applied(1)
+        await models.applied(2)
+        assert await models.content(2) == await models.content(1) == expected(models)
+
+        back = await models.cli("rollback")
+        assert (back.status, back.out) == (0, "generation 1 is in use again; 2 is kept up to date\n")
+        forth = await models.cli("rollback")
+        assert (forth.status, forth.out) == (0, "generation 2 is in use again; 1 is kept up to date\n")
+        listed = await models.cli("generations", "--json")
+        position = sum(log.position for log in models.logs.values())
+        assert [
+            (
+                each["number"],
+                each["state"],
+                each["in_use"],
+                sum(checkpoint["cursor"]["position"] for checkpoint in each["checkpoints"].values()),
+            )
+            for each in listed.json
+        ] == [(1, "live", False, position), (2, "live", True, position)]
+
+
+async def test_one_generation_can_be_dropped_but_never_the_one_in_use(models: ReadModels) -> None:
+    histories = [models.history(0), models.history(1)]  # the third partition is empty
+    for history in histories:
+        for _ in range(50):
+            history.step()
+    await models.write()
+    async with models.followed():
+        await models.applied(1)
+        assert (await models.cli("rebuild")).status == 0
+        refused = await models.cli("drop", "2")
+        assert refused.status == 1
+        assert refused.err == "python -m projector drop: generation 2 is in use: switch or roll back first\n"
+        assert (await models.cli("drop", "7")).err == "python -m projector drop: there is no generation 7\n"
+
+        dropping = asyncio.create_task(generations.drop(models.client, 1))
+
+        async def gone() -> bool:
+            return 1 not in await generations.live(models.client)
+
+        await until(gone, "the drop to begin")
+        first = models.history(2)
+        for _ in range(100):  # also the first events of a partition do not bring it back
+            for history in (*histories, first):
+                history.step()
+            await models.write()
+            if dropping.done():
+                break
+        await dropping
+        await models.write()
+        await models.applied(2)
+        assert await models.databases() == {"episodes_g2"}
+        assert await models.content(2) == expected(models)
+        assert (await models.verdict(2)).good
+        late = await models.cli("rollback")
+        assert (late.status, late.err) == (
+            1,
+            "python -m projector rollback: no generation is kept from before 2\n",
+        )
+
+
+async def test_a_dry_run_builds_and_verifies_and_leaves_all_as_it_was(models: ReadModels) -> None:
+    models.histories(60)
+    await models.write()
+    async with models.followed():
+        await models.applied(1)
+        said = await models.cli("rebuild", "--dry-run")
+        assert said.status == 0, said
+        assert said.out.startswith("generation 2 was built, verified and dropped again: ")
+        assert await generations.in_use(models.client) == 1
+        assert [each.number for each in await generations.all_generations(models.client)] == [1]
+        assert await models.databases() == {"episodes_g1"}
+
+
+async def killed_at(models: ReadModels, phase: str, part: float = 0.0) -> None:
+    """Start a rebuild, and kill it when it is there."""
+    run = await models.start("rebuild", "--json", "--workers", "1")
+    await run.reached(phase, part)
+    workers = psutil.Process(run.process.pid).children(recursive=True)
+    await run.kill()
+
+    async def ended() -> bool:
+        return not any(worker.is_running() for worker in workers)
+
+    await until(ended, "its workers to end by themselves", within=10)
+    await models.forget_heartbeat()
+
+
+async def test_killed_in_each_phase_it_goes_on_and_comes_to_the_same(models: ReadModels) -> None:
+    models.histories(400, content_bytes=3_000)
+    await models.write()
+    async with models.followed():
+        await models.applied(1)
+        await killed_at(models, "reading partition")
+        await killed_at(models, LOADING, 0.2)
+        build = await build_of(models)
+        assert 5 <= len(build["loaded"]) < 40
+        plan = msgspec.json.decode(build["plan"], type=Plan)
+        left = [
+            key
+            for name, there in documents_of(models).items()
+            for key, document in there.items()
+            if plan.range_of(StreamId(stream_of(name, document))) not in build["loaded"]
+        ]
+        before = await inserted(models)
+        await killed_at(models, "building")
+        assert await inserted(models) - before == len(left), "no range is loaded again"
+        await killed_at(models, "catching up")
+        assert await generations.live(models.client) == {1, 2}
+        await killed_at(models, "comparing")
+        said = await models.cli("rebuild", "--json", "--workers", "2")
+        assert said.status == 0, said
+        assert LOADING not in {told["phase"] for told in said.progress}
+        assert (said.json["generation"], said.json["switched"]) == (2, True)
+        assert await models.content(2) == await models.content(1) == expected(models)
+        assert not [*models.folder.glob("episodes-rebuild/*")], "what was spilled is removed"
+
+
+async def test_a_kill_is_noticed_without_being_told(models: ReadModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projector.rebuild, "_ALIVE", timedelta(seconds=3))
+    models.histories(20)
+    await models.write()
+    await models.project()
+    run = await models.start("rebuild", "--json")
+    await run.reached(LOADING)
+    await run.kill()
+    rebuilt = await rebuild_here(models)
+    assert (rebuilt.generation, rebuilt.switched) == (2, True)
+
+
+async def test_ctrl_c_ends_it_in_a_word_and_it_goes_on_at_once(models: ReadModels) -> None:
+    models.histories(400, content_bytes=3_000)
+    await models.write()
+    async with models.followed():
+        await models.applied(1)
+        run = await models.start("rebuild", "--json", "--workers", "1")
+        await run.reached(LOADING, 0.2)
+        run.send(signal.SIGINT, to_workers=True)
+        stopped = await run.said()
+        assert stopped.status == 130
+        assert "Traceback" not in stopped.err
+        assert stopped.err.splitlines()[-1] == "python -m projector rebuild: interrupted; call it again to go on"
+        loaded = len((await build_of(models))["loaded"])
+        began = time.monotonic()
+        said = await models.cli("rebuild", "--json", "--workers", "2")
+        assert said.status == 0, said
+        assert time.monotonic() - began < WITHIN / 2
+        first = next(told for told in said.progress if told["phase"] == LOADING)
+        assert 5 <= loaded < 40
+        assert first["done"] > 0
+        assert await models.content(2) == await models.content(1) == expected(models)
+
+
+async def test_it_holds_still_while_readers_wait_for_news_and_a_second_one_is_refused(models: ReadModels) -> None:
+    models.histories(60)
+    await models.write()
+    await generations.prepare(models.client)  # and no projector applies anything
+    first = await models.start("rebuild", "--json", "--throttle", "0")
+    await first.reached("reading partition")
+    for _ in range(2):
+        second = await models.cli("rebuild")
+        assert second.status == 1
+        assert re.fullmatch(
+            r"python -m projector rebuild: generation 2 is being built already: "
+            r"(it just began|reading partition \d), \d+ of \d+\n",
+            second.err,
+        ), second.err
+    build = await build_of(models)
+    assert build["loaded"] == []
+    assert build["phase"].startswith("reading partition"), "it holds still"
+    async with models.followed():
+        said = await first.said()
+        assert said.status == 0, said
+        assert await models.content(2) == await models.content(1) == expected(models)
+
+
+async def test_without_a_projector_it_says_so_and_is_finished_later(
+    models: ReadModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector.rebuild, "_NO_PROJECTOR_SECONDS", 0.5)
+    histories = models.histories(60)
+    await models.write()
+    await models.project()
+    await killed_at(models, LOADING)
+    for history in histories:
+        history.step()
+    await models.write()
+    await models.project()  # the last that the projector did
+    for _ in range(2):
+        with pytest.raises(RebuildFailed, match=r"generation 2 is loaded and .* events behind, and no projector runs"):
+            await rebuild_here(models)
+        assert await generations.in_use(models.client) == 1
+    async with models.followed():
+        assert (await rebuild_here(models)).switched
+    assert await generations.in_use(models.client) == 2
+    assert await models.content(2) == await models.content(1) == expected(models)
+
+
+async def test_with_all_of_mongodb_lost_it_needs_no_projector(models: ReadModels) -> None:
+    models.histories(20)
+    await models.write()
+    assert (await rebuild_here(models)).switched
+    assert await models.content(2) == expected(models)
+
+
+async def test_what_is_not_as_the_log_says_is_not_put_to_use(models: ReadModels) -> None:
+    models.histories(60)
+    await models.write()
+    await models.project()
+    await killed_at(models, "catching up")
+    broken = await models.database(2).streams.find_one_and_delete({})
+    said = await models.cli("rebuild")
+    assert said.status == 1
+    assert f"MISSING  streams/{broken['_id']}  of {broken['_id']}\n" in said.out
+    assert said.err.splitlines()[-1] == (
+        "python -m projector rebuild: generation 2 is not as the log says, and is not put to use; "
+        "look at the differences, then drop it (drop 2) or verify it again (rebuild)"
+    )
+    assert await generations.in_use(models.client) == 1
+    await models.database(2).streams.insert_one(broken)
+    again = await models.cli("rebuild")
+    assert again.status == 0, again
+
+
+async def test_what_a_dropped_rebuild_left_is_not_taken_for_the_next_one_s(models: ReadModels) -> None:
+    [history, *_] = models.histories(60)
+    await models.write()
+    await models.project()
+    await killed_at(models, LOADING, 0.4)
+    await generations.drop(models.client, 2)
+    await models.database(2).folders.insert_one({"_id": "a worker that had not heard of it wrote this"})
+    for _ in range(60):
+        history.step()
+    await models.write()
+    await models.project()
+    said = await models.cli("rebuild")
+    assert said.status == 0, said
+    assert await models.content(2) == expected(models)
+
+
+async def test_one_that_was_replaced_does_not_hand_over_what_is_handed_over_already(models: ReadModels) -> None:
+    [history, *_] = models.histories(20)
+    await models.write()
+    await models.project()
+    await killed_at(models, "building")
+    frozen = await build_of(models)
+    checkpoints = await generations.checkpoints(models.client, 1)
+    assert (await rebuild_here(models)).generation == 2
+    history.step()
+    await models.write()
+    await models.project(2)
+    with pytest.raises(WrongGeneration):
+        await generations.enliven(models.client, 2, frozen["owner"], checkpoints)
+    assert await generations.checkpoints(models.client, 2) != checkpoints
+
+
+async def test_a_generation_in_use_is_not_dropped_by_somebody_who_looked_before_the_switch(models: ReadModels) -> None:
+    models.histories(5)
+    await models.write()
+    assert (await rebuild_here(models)).generation == 2
+    outcomes = await asyncio.gather(
+        generations.drop(models.client, 1),
+        generations.switch(models.client, old=2, new=1),
+        return_exceptions=True,
+    )
+    assert sum(outcome is None for outcome in outcomes) == 1, outcomes
+    assert await generations.in_use(models.client) in await generations.live(models.client)
