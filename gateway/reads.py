@@ -15,7 +15,7 @@ from shared.errors import Unavailable
 from shared.ids import EventId, StreamId
 
 REMEMBERED_WAIT = 1.0
-"""How long a read waits, by itself, for the last write that this gateway acknowledged on its stream."""
+"""How long a read waits, by itself, for the last that this gateway acknowledged or let others read of its stream."""
 PROJECTED_WAIT = 10.0
 """How long a write with ``?wait=projected`` waits."""
 _FIRST_PAUSE = 0.005
@@ -23,7 +23,7 @@ _LONGEST_PAUSE = 0.05
 
 
 class Reads:
-    """Every read begins here. Remembers, within bounds, what was acknowledged last on each stream."""
+    """Every read begins here. Remembers, within bounds, what was acknowledged or read last on each stream."""
 
     def __init__(self, read_models: ReadModels, *, most: int, remembered: int) -> None:
         self._read_models = read_models
@@ -40,7 +40,7 @@ class Reads:
     ) -> Response:
         """What ``ask`` finds in one read model, with how far that is in the stream. ``missing`` is said for `None`.
 
-        Waits for the event_id that the caller asks for and, up to a second, for what was acknowledged here.
+        Waits for the event_id that the caller asks for and, up to a second, for what was acknowledged or read here.
 
         Raises:
             Problem: 404, or 503 if the event_id was not reached in time.
@@ -56,6 +56,7 @@ class Reads:
                 detail = f"The read model is at event {event_id} of this stream, not at {wanted} yet"
                 raise unavailable(detail, headers=headers)
             body = await ask(model)
+            self.remember(stream, event_id)  # another generation of read models may be a moment behind this one
         if body is None:
             raise Problem("not_found", missing, headers=headers)
         return json_answer(body, headers=headers)

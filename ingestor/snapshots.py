@@ -66,7 +66,7 @@ class Snapshots:
                 continue
             try:
                 last = (await self.write(state, partition)).checkpoint.cursor.position
-            except Unavailable as error:
+            except (StateUnusable, Unavailable) as error:
                 _log.warning("snapshot not written", partition=partition, reason=str(error))
                 await asyncio.sleep(_AGAIN_SECONDS)
 
@@ -74,6 +74,7 @@ class Snapshots:
         """Write a snapshot of the state as it is now, and delete those that it makes superfluous.
 
         Raises:
+            StateUnusable: what was exported cannot be read.
             Unavailable: the disk or the shared place is full or away.
         """
         async with _scratch(state.scratch) as folder:
@@ -198,9 +199,16 @@ def _name(checkpoint: Checkpoint) -> str:
 
 @asynccontextmanager
 async def _scratch(place: Path) -> AsyncIterator[Path]:
-    folder = await asyncio.to_thread(TemporaryDirectory, dir=place, ignore_cleanup_errors=True)
-    with folder as name:
-        yield Path(name)
+    """A folder for a while.
+
+    Raises:
+        Unavailable: the disk is full or broken.
+    """
+    try:
+        with TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as name:
+            yield Path(name)
+    except (OSError, cramjam.CompressionError) as error:
+        raise Unavailable(f"the disk of the state: {error}") from error
 
 
 async def _to_its_end(export: Callable[[Path], Checkpoint], file: Path) -> Checkpoint:

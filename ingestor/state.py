@@ -4,7 +4,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,7 +79,6 @@ _CHECKPOINT = b"checkpoint"
 _SWEEP = 256
 """Receipts looked at per call of `forget_receipts`."""
 _SLOTS = 4
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class LmdbStateStore:
@@ -252,7 +251,7 @@ def _encoded(key: Key) -> bytes:
 
 
 def _age(at: datetime) -> bytes:
-    return ((at - _EPOCH) // timedelta(milliseconds=1)).to_bytes(8, "big")
+    return int(at.timestamp() * 1000).to_bytes(8, "big")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from rich.console import Console
 from projector import generations
 from projector.console import reporting, show_generations, show_rebuilt, show_verdict
 from projector.following import Following
-from projector.generations import WrongGeneration
 from projector.history import history as read_history
 from projector.rebuild import RebuildFailed, RebuildRunning
 from projector.rebuild import rebuild as run_rebuild
@@ -155,7 +154,7 @@ def list_generations(*, as_json: AsJson = False) -> None:
 @app.command()
 def rollback() -> None:
     """Let readers see the generation again that was in use before the present one."""
-    old, new = _ask(lambda: _with_mongo(_roll_back))
+    old, new = _ask(lambda: _with_mongo(generations.roll_back))
     typer.echo(f"generation {new} is in use again; {old} is kept up to date")
 
 
@@ -223,22 +222,26 @@ async def _mend(
 ) -> list[Repaired]:
     number = await generations.in_use(client)
     collections = tuple(views or INDEXES)
+
+    async def mend(streams: set[str]) -> list[Repaired]:
+        return [
+            await run_repair(client, KafkaSettings(), number, StreamId(each), collections) for each in sorted(streams)
+        ]
+
     if stream is not None:
-        streams = {stream}
-    else:
+        return await mend({stream})
+    repaired: list[Repaired] = []
+    while True:
+        spare = Path(tempfile.mkdtemp(dir=place))
         verdict = await run_verify(
-            client, KafkaSettings(), number, place, workers=workers, report=report, collections=collections
+            client, KafkaSettings(), number, spare, workers=workers, report=report, collections=collections
         )
-        streams = {each.stream for each in verdict.differences if each.stream is not None}
-    return [await run_repair(client, KafkaSettings(), number, StreamId(each), collections) for each in sorted(streams)]
-
-
-async def _roll_back(client: Client) -> tuple[int, int]:
-    old, new = await generations.in_use(client), await generations.previous(client)
-    if new is None:
-        raise WrongGeneration(f"no generation is kept from before {old}")
-    await generations.switch(client, old=old, new=new)
-    return old, new
+        mended = await mend({each.stream for each in verdict.differences if each.stream is not None})
+        repaired += mended
+        if verdict.different == len(verdict.differences) or not any(
+            each.missing or each.different or each.extra for each in mended
+        ):
+            return repaired
 
 
 def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

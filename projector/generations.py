@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -34,6 +35,8 @@ from shared.read_models import CHECKPOINTS, POINTER_ID, POINTERS
 
 GENERATIONS = "generations"
 BUILDING, LOADED, LIVE, DROPPING = "building", "loaded", "live", "dropping"
+_LOOK_SECONDS = 0.1
+_CATCH_UP_SECONDS = 5.0
 _LET_GO_SECONDS = 1.5
 """Projectors, which look for generations twice a second, and a rebuild have let go of one that is dropped by then."""
 
@@ -128,6 +131,16 @@ async def checkpoints(client: Client, number: int) -> dict[int, Checkpoint]:
     with translated("reading the checkpoints"):
         found = client[generation_database(number)][CHECKPOINTS].find()
         return {document["_id"]: checkpoint_in(document) async for document in found}
+
+
+async def events_behind(client: Client, number: int) -> int:
+    """How many events a generation lacks of those that the one in use has."""
+    ahead = await checkpoints(client, await in_use(client))
+    own = await checkpoints(client, number)
+    return sum(
+        max(0, each.cursor.position - own.get(partition, Checkpoint()).cursor.position)
+        for partition, each in ahead.items()
+    )
 
 
 async def begin(client: Client, build: Mapping[str, Any]) -> int:
@@ -228,6 +241,24 @@ async def previous(client: Client) -> int | None:
         pointer = await client[META][POINTERS].find_one({"_id": POINTER_ID})
     number = None if pointer is None else pointer.get("previous")
     return number if number in await live(client) else None
+
+
+async def roll_back(client: Client) -> tuple[int, int]:
+    """Let readers see the generation again that was in use before; give the numbers of both, old and new.
+
+    Raises:
+        WrongGeneration: none is kept, or it is not kept up to date: readers would go back in time.
+    """
+    old, new = await in_use(client), await previous(client)
+    if new is None:
+        raise WrongGeneration(f"no generation is kept from before {old}")
+    until = time.monotonic() + _CATCH_UP_SECONDS
+    while behind := await events_behind(client, new):
+        if time.monotonic() > until:
+            raise WrongGeneration(f"generation {new} is {behind} events behind {old}: see that a projector runs")
+        await asyncio.sleep(_LOOK_SECONDS)
+    await switch(client, old=old, new=new)
+    return old, new
 
 
 async def drop(client: Client, number: int) -> None:

@@ -149,16 +149,15 @@ async def _catch_up(client: Client, build: "_Build") -> None:
     """
     farthest, moved_at = -1, time.monotonic()
     while True:
-        ahead = await generations.checkpoints(client, await generations.in_use(client))
+        behind = await generations.events_behind(client, build.number)
         own = await generations.checkpoints(client, build.number)
-        positions = {number: each.cursor.position for number, each in own.items()}
-        behind = sum(max(0, each.cursor.position - positions.get(number, 0)) for number, each in ahead.items())
-        build.report("catching up", sum(positions.values()), sum(positions.values()) + behind)
+        position = sum(each.cursor.position for each in own.values())
+        build.report("catching up", position, position + behind)
         if not behind:
             return
         stopped = next((each.stopped for each in own.values() if each.stopped), None)
-        if sum(positions.values()) > farthest:
-            farthest, moved_at = sum(positions.values()), time.monotonic()
+        if position > farthest:
+            farthest, moved_at = position, time.monotonic()
         elif stopped is not None or time.monotonic() - moved_at > _NO_PROJECTOR_SECONDS:
             why = "no projector runs" if stopped is None else f"it is stopped: {stopped.reason}"
             raise RebuildFailed(

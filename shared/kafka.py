@@ -5,7 +5,7 @@ aiokafka's defaults lose data (acks=1, "latest", auto-commit) or speed (16 kB ba
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any
@@ -106,12 +106,28 @@ async def open_producer(
     )
     try:
         with translated("connecting a producer"):
-            await asyncio.wait_for(producer.start(), REQUEST_TIMEOUT_MS / 1000)
+            await _started(producer.start(), REQUEST_TIMEOUT_MS / 1000)
         yield producer
     except BaseException:
         await _abandon(producer)
         raise
     await producer.stop()
+
+
+async def _started(start: Coroutine[Any, Any, None], seconds: float) -> None:
+    # Cancelled while it connects, aiokafka forgets the connection and leaves it open: give it a moment to end.
+    starting = asyncio.ensure_future(start)
+    try:
+        await asyncio.wait_for(asyncio.shield(starting), seconds)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=1.0)
+        raise
+    finally:
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+        if not starting.cancelled():
+            starting.exception()  # else asyncio complains that nobody looked at it
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:
@@ -171,7 +187,7 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
     )
     try:
         with translated(f"connecting a consumer of {topic}/{partition}"):
-            await asyncio.wait_for(consumer.start(), REQUEST_TIMEOUT_MS / 1000)
+            await _started(consumer.start(), REQUEST_TIMEOUT_MS / 1000)
             consumer.assign([TopicPartition(topic, partition)])
         yield consumer
     finally:
@@ -285,7 +301,7 @@ async def open_membership(
     try:
         with translated(f"joining the group {group}"):
             consumer.subscribe([topic], listener=listener)
-            await asyncio.wait_for(consumer.start(), 2 * SESSION_TIMEOUT_MS / 1000)
+            await _started(consumer.start(), 2 * SESSION_TIMEOUT_MS / 1000)
         yield consumer
     finally:
         await _stop(consumer)

@@ -151,6 +151,12 @@ class ReadModels:
                     start = end
             self.written[partition] = start
 
+    async def begin_anew(self) -> None:
+        """Make the topics anew: the log is empty, and another one."""
+        await remake_topics(self.kafka, PARTITIONS)
+        self.logs = {number: PartitionLog() for number in range(PARTITIONS)}
+        self.written = dict.fromkeys(range(PARTITIONS), 0)
+
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[Following]:
         """A projector of all partitions, in this process."""

@@ -12,13 +12,17 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from ingestor import recovery
 from ingestor.replies import open_replies
 from ingestor.settings import IngestorSettings
 from ingestor.snapshot_store import open_snapshot_store
 from ingestor.snapshots import Manifest, Snapshots
 from ingestor.writer import Writer
+from local.servers import free_port
+from local.services import make_service
 from shared.codec import decode_receipt, encode_command
 from shared.commands import CORRELATION_ID, REPLY_PARTITION, Command, EpisodeFields, RecordEpisodes
 from shared.errors import Fenced, PoisonRecord, RecordsLost, Unavailable
@@ -188,15 +192,20 @@ async def test_a_command_is_answered_with_the_ids_that_are_in_the_log(harness: H
     assert written[-1].event.id == receipt.outcome.episode.id
 
 
-@pytest.mark.parametrize("start", ["warm", "cold"])
-async def test_the_next_tenure_knows_what_the_last_one_did(harness: Harness, start: str) -> None:
+@pytest.mark.parametrize("start", ["warm", "cold", "cold, in small chunks"])
+async def test_the_next_tenure_knows_what_the_last_one_did(
+    harness: Harness, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request = {"idempotency_key": "k", "request_hash": "h"}
     async with harness.writing():
         first = await harness.ask(upsert("run-1", EpisodeFields(description="first"), **request))
         await harness.ask(upsert("run-1", EpisodeFields(description="second")))
         recorded = await harness.ask(batch(item("a", idempotency_key="i"), item("b")))
-    if start == "cold":
+    if start != "warm":
         shutil.rmtree(harness.folder / "state")
+    if start == "cold, in small chunks":
+        monkeypatch.setattr(recovery, "_FETCH_RECORDS", 2)
+        monkeypatch.setattr(recovery, "_CHUNK_RECORDS", 1)
     async with harness.writing():
         again = await harness.ask(upsert("run-1", EpisodeFields(description="first"), **request))
         assert again.replayed
@@ -409,11 +418,29 @@ async def test_snapshots_of_another_log_are_left_alone(harness: Harness) -> None
             file.unlink()
     with capture_logs() as logs:
         async with harness.writing("two", partitions=(0,), snapshots=the_snapshots(place, every=1_000)):
-            await until(lambda: harness.status.partitions[0] == Status.RUNNING)
             await until(lambda: any(entry["event"] == "recovered" for entry in logs))
     ignored = [entry["reason"] for entry in logs if entry["event"] == "snapshot ignored"]
     assert ignored == ["it is of another log: the fence that it names is not there"] * 3
     assert [entry["began_at"] for entry in logs if entry["event"] == "recovered"] == [0]
+
+
+async def test_an_ingestor_writes_snapshots_to_the_place_that_its_settings_name(harness: Harness) -> None:
+    place = harness.folder / "snapshots"
+    settings = {"INGESTOR_SNAPSHOT_URL": place.as_uri(), "INGESTOR_SNAPSHOT_EVERY": "1"}
+    kafka = {"KAFKA_BOOTSTRAP_SERVERS": harness.kafka.bootstrap_servers}
+    process = make_service("ingestor", harness.folder, name="real", port=free_port(), env={**kafka, **settings})
+    process.start()
+    try:
+        await harness.ask(upsert("run-1"))
+        await until(lambda: len(list(place.glob("*/*.json"))) > 0)
+    finally:
+        assert await asyncio.to_thread(process.stop) == 0
+
+
+@pytest.mark.parametrize("url", ["/folder", "file://folder", "file:///", "s3://", "ftp://host/x", ""])
+def test_a_place_for_snapshots_that_is_none_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(ValidationError, match="snapshot_url"):
+        IngestorSettings(snapshot_url=url)
 
 
 def the_snapshots(place: Path, *, every: int) -> Snapshots:

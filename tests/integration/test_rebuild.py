@@ -3,7 +3,6 @@
 import asyncio
 import re
 import signal
-import time
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +18,7 @@ from projector.rebuild import RebuildFailed, Rebuilt, rebuild
 from projector.replay import Plan
 from projector.views import Documents, no_documents, project, stream_of
 from shared.ids import StreamId
-from tests.read_models import WITHIN, ReadModels, until
+from tests.read_models import ReadModels, until
 
 LOADING = "loading the documents"
 
@@ -70,7 +69,7 @@ async def test_the_rebuilt_generation_is_byte_for_byte_the_live_one_and_the_old_
     await models.write()
     async with models.followed():
         await models.applied(1)
-        said = await models.cli("rebuild", "--json", "--workers", "2")
+        said = await models.cli("rebuild", "--json", "--workers", "1")
         assert said.status == 0, said
         events = sum(len(log.events) for log in models.logs.values())
         rebuilt = said.json
@@ -114,7 +113,7 @@ async def test_one_generation_can_be_dropped_but_never_the_one_in_use(models: Re
     await models.write()
     async with models.followed():
         await models.applied(1)
-        assert (await models.cli("rebuild")).status == 0
+        assert (await models.cli("rebuild", "--workers", "1")).status == 0
         refused = await models.cli("drop", "2")
         assert refused.status == 1
         assert refused.err == "python -m projector drop: generation 2 is in use: switch or roll back first\n"
@@ -146,12 +145,28 @@ async def test_one_generation_can_be_dropped_but_never_the_one_in_use(models: Re
         )
 
 
+async def test_there_is_no_way_back_in_time(models: ReadModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generations, "_CATCH_UP_SECONDS", 0.3)
+    [history, *_] = models.histories(5)
+    await models.write()
+    await models.project()
+    assert (await rebuild_here(models)).generation == 2
+    history.log.note()
+    await models.write()
+    await models.project(2)
+    with pytest.raises(WrongGeneration, match="generation 1 is 1 events behind 2"):
+        await generations.roll_back(models.client)
+    assert await generations.in_use(models.client) == 2
+    await models.project(1)
+    assert await generations.roll_back(models.client) == (2, 1)
+
+
 async def test_a_dry_run_builds_and_verifies_and_leaves_all_as_it_was(models: ReadModels) -> None:
     models.histories(60)
     await models.write()
     async with models.followed():
         await models.applied(1)
-        said = await models.cli("rebuild", "--dry-run")
+        said = await models.cli("rebuild", "--dry-run", "--workers", "1")
         assert said.status == 0, said
         assert said.out.startswith("generation 2 was built, verified and dropped again: ")
         assert await generations.in_use(models.client) == 1
@@ -181,7 +196,7 @@ async def test_killed_in_each_phase_it_goes_on_and_comes_to_the_same(models: Rea
         await killed_at(models, "reading partition")
         await killed_at(models, LOADING, 0.2)
         build = await build_of(models)
-        assert 5 <= len(build["loaded"]) < 40
+        assert 0 < len(build["loaded"]) < 40
         plan = msgspec.json.decode(build["plan"], type=Plan)
         left = [
             key
@@ -195,7 +210,7 @@ async def test_killed_in_each_phase_it_goes_on_and_comes_to_the_same(models: Rea
         await killed_at(models, "catching up")
         assert await generations.live(models.client) == {1, 2}
         await killed_at(models, "comparing")
-        said = await models.cli("rebuild", "--json", "--workers", "2")
+        said = await models.cli("rebuild", "--json", "--workers", "1")
         assert said.status == 0, said
         assert LOADING not in {told["phase"] for told in said.progress}
         assert (said.json["generation"], said.json["switched"]) == (2, True)
@@ -227,13 +242,13 @@ async def test_ctrl_c_ends_it_in_a_word_and_it_goes_on_at_once(models: ReadModel
         assert stopped.status == 130
         assert "Traceback" not in stopped.err
         assert stopped.err.splitlines()[-1] == "python -m projector rebuild: interrupted; call it again to go on"
-        loaded = len((await build_of(models))["loaded"])
-        began = time.monotonic()
-        said = await models.cli("rebuild", "--json", "--workers", "2")
+        build = await build_of(models)
+        assert build["heartbeat_at"].year == 1970, "nobody has to wait until it counts as dead"
+        loaded = len(build["loaded"])
+        said = await models.cli("rebuild", "--json", "--workers", "1")
         assert said.status == 0, said
-        assert time.monotonic() - began < WITHIN / 2
         first = next(told for told in said.progress if told["phase"] == LOADING)
-        assert 5 <= loaded < 40
+        assert 0 < loaded < 40
         assert first["done"] > 0
         assert await models.content(2) == await models.content(1) == expected(models)
 
@@ -245,7 +260,7 @@ async def test_it_holds_still_while_readers_wait_for_news_and_a_second_one_is_re
     first = await models.start("rebuild", "--json", "--throttle", "0")
     await first.reached("reading partition")
     for _ in range(2):
-        second = await models.cli("rebuild")
+        second = await models.cli("rebuild", "--workers", "1")
         assert second.status == 1
         assert re.fullmatch(
             r"python -m projector rebuild: generation 2 is being built already: "
@@ -296,7 +311,7 @@ async def test_what_is_not_as_the_log_says_is_not_put_to_use(models: ReadModels)
     await models.project()
     await killed_at(models, "catching up")
     broken = await models.database(2).streams.find_one_and_delete({})
-    said = await models.cli("rebuild")
+    said = await models.cli("rebuild", "--workers", "1")
     assert said.status == 1
     assert f"MISSING  streams/{broken['_id']}  of {broken['_id']}\n" in said.out
     assert said.err.splitlines()[-1] == (
@@ -305,22 +320,23 @@ async def test_what_is_not_as_the_log_says_is_not_put_to_use(models: ReadModels)
     )
     assert await generations.in_use(models.client) == 1
     await models.database(2).streams.insert_one(broken)
-    again = await models.cli("rebuild")
+    again = await models.cli("rebuild", "--workers", "1")
     assert again.status == 0, again
 
 
 async def test_what_a_dropped_rebuild_left_is_not_taken_for_the_next_one_s(models: ReadModels) -> None:
-    [history, *_] = models.histories(60)
+    models.histories(60)
     await models.write()
     await models.project()
-    await killed_at(models, LOADING, 0.4)
+    await killed_at(models, LOADING, 0.2)
     await generations.drop(models.client, 2)
     await models.database(2).folders.insert_one({"_id": "a worker that had not heard of it wrote this"})
-    for _ in range(60):
-        history.step()
+    await models.client.drop_database("episodes_g1")
+    await models.begin_anew()  # the log of before, restored from an archive, say
+    models.histories(70)
     await models.write()
     await models.project()
-    said = await models.cli("rebuild")
+    said = await models.cli("rebuild", "--workers", "1")
     assert said.status == 0, said
     assert await models.content(2) == expected(models)
 

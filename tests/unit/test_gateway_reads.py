@@ -57,6 +57,20 @@ async def test_what_was_acknowledged_last_is_remembered_for_some_streams() -> No
     assert models.model.polls == 2
 
 
+async def test_who_read_a_stream_is_not_led_back_by_a_generation_that_is_a_moment_behind() -> None:
+    models = InMemoryReadModels()
+    some = reads(models)
+    models.model.event_ids[STREAM] = 7
+    await some.answer(STREAM, ReadOptions(None, 0), found, "")
+    models.model.event_ids[STREAM] = 5
+    waiting = asyncio.ensure_future(some.answer(STREAM, ReadOptions(None, 0), found, ""))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    models.model.event_ids[STREAM] = 8
+    assert (await waiting).headers["x-event-id"] == "8"
+
+
 async def test_more_reads_than_there_may_be_are_refused() -> None:
     models = InMemoryReadModels()
     few = reads(models, most=1)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cramjam
 import msgspec
 import pytest
 from structlog.testing import capture_logs
@@ -258,6 +259,20 @@ async def test_a_snapshot_of_the_future_does_not_keep_us_from_writing_ours(
     await until(lambda: len(place.files) == 4)
     keeping.cancel()
     await asyncio.wait([keeping])
+
+
+async def test_a_full_disk_is_no_bug(place: Place, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unavailable, match="the disk of the state"):
+        await write(place, scratch / "is not there", 100)
+    await write(place, scratch, 100)
+    monkeypatch.setattr(
+        module,
+        "_pack",
+        lambda exported, _: cramjam.zstd.compress_into(cramjam.File(str(exported)), cramjam.File("/dev/full")),
+    )
+    with pytest.raises(Unavailable, match="No space left on device"):
+        await write(place, scratch, 200)
+    assert await restored(place, scratch) == {KEY: Item(EventId(100), "ep")}
 
 
 async def test_the_state_is_not_closed_while_it_is_exported(place: Place, scratch: Path) -> None:
