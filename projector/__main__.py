@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from projector import generations
+from projector.background import verify_on
 from projector.console import reporting, show_generations, show_rebuilt, show_verdict
 from projector.following import Following
 from projector.history import history as read_history
@@ -197,6 +198,8 @@ async def _run() -> None:
         following = Following(client, kafka, settings, status)
         await following.begin()
         tasks.create_task(following.look_on())
+        if settings.verify_every:
+            tasks.create_task(verify_on(settings.verify_every, status))
         await supervise(
             kafka,
             topic=EVENTS,
