@@ -10,7 +10,9 @@ from bson import Int64, ObjectId
 
 import projector.verify
 from projector.__main__ import _mend
+from projector.documents import Checkpoint
 from projector.jobs import DIFFERENT, EXTRA, MISSING
+from projector.repair import Repaired, _StreamFold, repair
 from projector.verify import Verdict
 from projector.views import INDEXES
 from shared.errors import EpisodesError
@@ -281,6 +283,30 @@ async def test_a_folder_that_was_spilled_to_before_is_no_trap(models: ReadModels
     for name in INDEXES:
         await models.database().drop_collection(name)
     assert (await models.cli("verify", "--folder", str(models.folder / "spill"))).status == 0
+
+
+async def test_a_repair_takes_in_what_comes_meanwhile(models: ReadModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = models.logs[1]
+    log.append(ALICE, ProjectCreated("p1", "robotics", "robotics"))
+    await models.write()
+    await models.project()
+    await models.database().projects.update_one({"_id": "p1"}, {"$inc": {"total": 1}})
+    fold = _StreamFold.up_to
+    meanwhile = iter([True])
+
+    async def interrupted(self: _StreamFold, checkpoint: Checkpoint) -> None:
+        await fold(self, checkpoint)
+        if next(meanwhile, False):
+            log.append(ALICE, ProjectCreated("p2", "vision", "vision"))
+            await models.write()
+            await models.project()
+
+    monkeypatch.setattr(_StreamFold, "up_to", interrupted)
+    assert await repair(models.client, models.kafka, 1, ALICE, INDEXES) == Repaired(ALICE, different=1)
+    assert next(meanwhile, None) is None
+    verdict = await models.verdict()
+    assert verdict.good, verdict
+    assert verdict.events == 2
 
 
 async def test_views_are_mended_in_place_however_much_else_differs(
