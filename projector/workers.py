@@ -90,7 +90,7 @@ async def open_workers(count: int, slots: int) -> AsyncIterator[Workers]:
         processes = list((executor._processes or {}).values())  # noqa: SLF001 - there is no public way to end them
         executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.terminate()
+            process.kill()  # whatever it waits for; what it had inserted stays, and is not inserted again
 
 
 def _begin(shared: Table, parent: int) -> None:

@@ -78,12 +78,9 @@ class Command:
                         return told
         raise AssertionError(f"it ended before {phase}: {''.join(self._err)}")
 
-    def send(self, number: int, *, to_workers: bool = False) -> None:
-        """Send a signal to it; as a terminal does, to its workers too."""
-        if to_workers:
-            os.killpg(self.process.pid, number)
-        else:
-            self.process.send_signal(number)
+    def send(self, number: int) -> None:
+        """Send a signal to it, and to none of its workers."""
+        self.process.send_signal(number)
 
     async def kill(self) -> None:
         """End it as a power cut would. Its workers are left to end by themselves."""

@@ -172,20 +172,21 @@ async def test_a_dry_run_builds_and_verifies_and_leaves_all_as_it_was(models: Re
 
 
 @asynccontextmanager
-async def stuck_half_way(models: ReadModels) -> AsyncIterator[Command]:
-    """A rebuild that stands still in the middle of a range: somebody holds a document of it."""
+async def stuck_half_way(models: ReadModels, *, workers: int = 1) -> AsyncIterator[Command]:
+    """A rebuild that stands still in the middle of a range: somebody holds a document of it. Other workers are idle."""
     plan = Plan({}, RANGES)
     events = Counter(plan.range_of(logged.stream) for log in models.logs.values() for logged in log.events)
     longest_first = sorted(events, key=lambda number: (-events[number], number))
     half = len(longest_first) // 2
     stream = next(key for key in documents_of(models)["streams"] if plan.range_of(StreamId(key)) == longest_first[half])
-    run = await models.start("rebuild", "--json", "--workers", "1")
+    before = {*longest_first[:half]} if workers == 1 else {*range(RANGES)} - {longest_first[half]}
+    run = await models.start("rebuild", "--json", "--workers", str(workers))
     await run.reached("reading partition")
     async with await models.client.start_session() as session, session.start_transaction():
         await models.database(2).streams.insert_one({"_id": stream}, session=session)
 
         async def stuck() -> bool:
-            return {*longest_first[:half]} <= {*(await build_of(models))["loaded"]}
+            return before <= {*(await build_of(models))["loaded"]}
 
         await until(stuck, "half of the ranges to be loaded")
         yield run
@@ -265,8 +266,16 @@ async def test_ctrl_c_ends_it_in_a_word_and_it_goes_on_at_once(models: ReadModel
     await models.write()
     async with models.followed():
         await models.applied(1)
-        async with stuck_half_way(models) as run:
-            run.send(signal.SIGINT, to_workers=True)
+        async with stuck_half_way(models, workers=2) as run:
+            for worker in psutil.Process(run.process.pid).children():
+                worker.send_signal(signal.SIGINT)  # a terminal sends it to all of them, in any order
+            beat = (await build_of(models))["heartbeat_at"]
+
+            async def beats() -> bool:
+                return bool((await build_of(models))["heartbeat_at"] != beat)
+
+            await until(beats, "it to go on as if nothing had happened")
+            run.send(signal.SIGINT)
             stopped = await run.said()
         assert stopped.status == 130
         assert "Traceback" not in stopped.err
