@@ -23,6 +23,8 @@ checkpoints        ``_id`` (partition), position, offset, fence; stopped ({offse
 =================  ==========================================================================================
 
 ``episodes_meta.pointers`` holds ``{_id: "generation", generation: N}``: the database in use is ``episodes_g<N>``.
+``episodes_meta.generations`` lists all of them, and ``episodes_meta.projector_sessions`` the projectors' sessions, so
+that one whose process is gone can be ended.
 """
 
 NAMESPACES = "namespaces"
