@@ -32,7 +32,7 @@ def run(settings: Mapping[str, str], console: Console) -> None:
     began = asyncio.run(_ends_of_log(settings))
     token = make_token(settings["JWT_SECRET"], USERNAME)
     with httpx.Client(base_url=settings["GATEWAY_URL"], timeout=30) as client:
-        _projects(_Caller(client, token, console), run_name=f"run-{int(time.time())}")
+        _projects(_Caller(client, token, console), run_name=f"run-{time.time_ns() // 1_000_000}")
         _batches(_Caller(client, settings["API_KEY"], console))
     console.rule("What the log holds of it")
     console.print("The events are the truth; everything read above can be thrown away and made again from them.\n")
