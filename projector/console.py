@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from projector.generations import Generation
+from projector.generations import Generation, Verified
 from projector.rebuild import Rebuilt
 from projector.verify import Report, Verdict
 
@@ -33,7 +34,7 @@ def reporting(*, as_json: bool) -> Iterator[Report]:
 
         def tell(phase: str, done: int, of: int) -> None:
             step = min(20, 20 * done // of) if of else 20
-            if said.get(phase, -1) < step:
+            if said.get(phase) != step:
                 said[phase] = step
                 line = {"phase": phase, "done": done, "of": of}
                 text = json.dumps(line) if as_json else f"{phase}: {done} of {of}"
@@ -96,13 +97,21 @@ def show_verdict(verdict: Verdict) -> None:
 
 def show_generations(found: Sequence[Generation]) -> None:
     """One line each."""
-    shown = Table("generation", "state", "position", "documents", "made")
+    shown = Table("generation", "state", "position", "documents", "size", "made", "content hash when last verified")
     for each in found:
         position = sum(checkpoint.cursor.position for checkpoint in each.checkpoints.values())
         state = "in use" if each.in_use else {"live": "kept up to date"}.get(each.state, each.state)
         made = f"{each.created_at:%Y-%m-%d %H:%M:%S}"
-        shown.add_row(str(each.number), state, str(position), str(each.documents), made)
+        size = decimal(each.bytes)
+        shown.add_row(str(each.number), state, str(position), str(each.documents), size, made, _verified(each.verified))
     Console().print(shown)
+
+
+def _verified(verified: Verified | None) -> str:
+    if verified is None:
+        return "not verified yet"
+    what = verified.hash or "it differed from the log"
+    return f"{what}, at position {verified.position}, {verified.at:%Y-%m-%d %H:%M:%S}"
 
 
 class _Rate(ProgressColumn):

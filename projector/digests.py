@@ -1,7 +1,7 @@
 """Documents as digests: what two sides of a comparison exchange, and the content hash of a whole collection."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,14 @@ class Content(Struct):
     def merge(self, other: "Content") -> None:
         self.documents += other.documents
         self.hash = (self.hash + other.hash) % 2 ** (8 * _SIZE)
+
+
+def content_hash(content: Mapping[str, Content]) -> str:
+    """One hash of several collections, in hexadecimal: equal when all of them have the same documents."""
+    total = blake2b(digest_size=_SIZE)
+    for collection in sorted(content):
+        total.update(f"{collection} {content[collection].documents} {content[collection].hash:x}\n".encode())
+    return total.hexdigest()
 
 
 def digest_of(document: Document) -> bytes:

@@ -1,8 +1,9 @@
 """Generations: complete sets of read models, one database each, and the pointer to the one that readers see.
 
-``episodes_meta.generations`` has one document each: ``_id`` (number), ``created_at``, ``state`` and, from a rebuild,
-``build``. The state is ``building`` until all is loaded, ``loaded`` until the rebuild puts it to use, then ``live``;
-``dropping`` at the end. Projectors keep generations up to date that are loaded or live, in use or not.
+``episodes_meta.generations`` has one document each: ``_id`` (number), ``created_at``, ``state``, from a rebuild
+``build``, and once it was verified ``verified``. The state is ``building`` until all is loaded, ``loaded`` until the
+rebuild puts it to use, then ``live``; ``dropping`` at the end. Projectors keep generations up to date that are loaded
+or live, in use or not.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from pymongo import IndexModel, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
@@ -45,6 +46,16 @@ class WrongGeneration(EpisodesError):
     """A generation that is not there, or not in the state that the operation needs."""
 
 
+class Verified(Struct, frozen=True):
+    """What the last verification of a generation came to."""
+
+    at: datetime
+    position: int
+    """Up to which events it looked, summed over the partitions."""
+    hash: str | None
+    """The content hash of all collections in hexadecimal, or None if they were not as the log says."""
+
+
 class Generation(Struct, frozen=True):
     """One complete set of read models."""
 
@@ -54,6 +65,9 @@ class Generation(Struct, frozen=True):
     created_at: datetime
     checkpoints: dict[int, Checkpoint]
     documents: int
+    bytes: int
+    """On disk, indexes too."""
+    verified: Verified | None
 
 
 async def prepare(client: Client) -> int:
@@ -121,6 +135,8 @@ async def all_generations(client: Client) -> list[Generation]:
                 created_at=each["created_at"],
                 checkpoints=await checkpoints(client, each["_id"]),
                 documents=await _count(client[generation_database(each["_id"])]),
+                bytes=int((await client[generation_database(each["_id"])].command("dbStats"))["totalSize"]),
+                verified=Verified(**each["verified"]) if "verified" in each else None,
             )
             for each in found
         ]
@@ -181,6 +197,12 @@ async def note_build(client: Client, number: int, owner: str, changes: Mapping[s
         )
     if noted.matched_count == 0:
         raise WrongGeneration(f"generation {number} is no longer built by this process")
+
+
+async def note_verified(client: Client, number: int, verified: Verified) -> None:
+    """Note what a verification came to, for those who list the generations."""
+    with translated("noting the verification"):
+        await _generations(client).update_one({"_id": number}, {"$set": {"verified": structs.asdict(verified)}})
 
 
 async def enliven(client: Client, number: int, owner: str, loaded: Mapping[int, Checkpoint]) -> None:

@@ -21,11 +21,11 @@ from projector.documents import Checkpoint
 from projector.generations import WrongGeneration
 from projector.jobs import load_job
 from projector.replay import Plan, Spilled
-from projector.verify import Report, Verdict, make_plan, spill_all, verify, watching
+from projector.verify import Report, Verdict, make_plan, report_folded, spill_all, verify, watching
 from projector.workers import Workers, open_workers
 from shared.errors import EpisodesError
 from shared.kafka import describe_topic, ends, open_partition
-from shared.mongo import Client, Document, generation_database
+from shared.mongo import Client, Document
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
 from shared.supervisor import gravest
 
@@ -37,6 +37,7 @@ _LEAST_RANGES = 40
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_PROJECTOR_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
+_HOLDING = "holding still until the read models in use have caught up"
 
 
 class RebuildRunning(EpisodesError):
@@ -94,8 +95,8 @@ async def rebuild(
         if not build.is_loaded:
             await generations.create_collections(client, build.number)
             async with (
-                open_workers(workers, slots=partitions + build.plan.ranges) as pool,
-                _throttled(client, kafka, pool, partitions, most_lag),
+                open_workers(workers, slots=build.plan.slots) as pool,
+                _throttled(client, kafka, pool, build, partitions, most_lag),
             ):
                 spilled = await spill_all(pool, kafka, build.plan, place, build.report)
                 await _load(pool, mongo, build, spilled, place)
@@ -129,14 +130,12 @@ async def rebuild(
 async def _load(
     pool: Workers, mongo: MongoSettings, build: "_Build", spilled: Mapping[int, Spilled], place: Path
 ) -> None:
-    plan, partitions = build.plan, len(spilled)
+    plan, before = build.plan, frozenset(build.loaded)
     events = [sum(each.events[number] for each in spilled.values()) for number in range(plan.ranges)]
     waiting = [number for number in range(plan.ranges) if number not in build.loaded]
     waiting.sort(key=lambda number: -events[number])  # the longest first, so that none is left over at the end
-    database = generation_database(build.number)
-    slots, before = range(partitions, partitions + plan.ranges), sum(events[number] for number in build.loaded)
-    jobs = [(mongo, database, plan, number, place, partitions + number) for number in waiting]
-    async with watching(lambda: build.report("loading the documents", before + sum(pool.done(slots)), sum(events))):
+    jobs = [(mongo, build.number, plan, number, place, plan.slots_of(number)) for number in waiting]
+    async with watching(lambda: report_folded("loading", pool, plan, spilled, build.report, before)):
         async for number in pool.run(load_job, jobs):
             await build.note_loaded(number)
 
@@ -169,7 +168,7 @@ async def _catch_up(client: Client, build: "_Build") -> None:
 
 @asynccontextmanager
 async def _throttled(
-    client: Client, kafka: KafkaSettings, pool: Workers, partitions: int, most_lag: int | None
+    client: Client, kafka: KafkaSettings, pool: Workers, build: "_Build", partitions: int, most_lag: int | None
 ) -> AsyncIterator[None]:
     """Hold the workers still while the generation in use is too far behind the log."""
     if most_lag is None:
@@ -183,6 +182,7 @@ async def _throttled(
                 there = await generations.checkpoints(client, await generations.in_use(client))
                 lag = sum(end - there.get(number, Checkpoint()).cursor.offset for number, end in log_ends.items())
                 pool.hold(still=lag > most_lag)
+                build.report_holding(max(0, lag - most_lag))
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async with asyncio.TaskGroup() as tasks:
@@ -198,6 +198,7 @@ class _Build:
         self._client = client
         self._report = report
         self._now = ("", 0, 0)
+        self._excess = self._most_excess = 0
         self.owner: str = found["build"]["owner"]
         self.name: str = found["build"]["name"]
         """The same for each process that goes on with it, and no other build's."""
@@ -212,6 +213,13 @@ class _Build:
         self._now = (phase, done, of)
         self._report(phase, done, of)
 
+    def report_holding(self, excess: int) -> None:
+        """Tell that the workers hold still until the generation in use has applied so many records more, or go on."""
+        if excess or self._excess:
+            self._most_excess = max(self._most_excess, excess) if excess else 0
+            self._report(_HOLDING, self._most_excess - excess, self._most_excess)
+        self._excess = excess
+
     async def note_loaded(self, number: int) -> None:
         self.loaded.add(number)
         await self.heartbeat()
@@ -223,6 +231,8 @@ class _Build:
             WrongGeneration: it is somebody else's now, or was dropped.
         """
         phase, done, of = self._now
+        if self._excess:
+            phase = f"{_HOLDING} ({self._excess} records more); {phase}"
         await generations.note_build(
             self._client,
             self.number,

@@ -1,8 +1,9 @@
 """The log read from its start and folded into final documents, by ranges of streams so that memory stays bounded.
 
 First every partition is *spilled*: the events that happened go, as they stand in the log, into one file per range of
-streams. Then each range is *folded* by itself. A range holds whole streams, so its documents are final, and a fold
-needs no database. A spill goes on after a crash from its last mark; a fold begins its range anew.
+streams. Then each range is *folded* by itself, one that is too large in several passes. A range holds whole streams, so
+its documents are final, and a fold needs no database. A spill goes on after a crash from its last mark; a fold begins
+its range anew.
 """
 
 import struct
@@ -30,12 +31,18 @@ _MARK_EVERY = 50_000
 """Records between two marks of a spill."""
 _FINAL_AT_ONCE = (TENANT_EPISODES, FOLDERS, NAMESPACES)
 """Collections whose documents never change once they are made: a fold hands them on as it goes."""
-_HAND_ON = 1_000
-"""Documents that a fold hands on together."""
+_HAND_ON = 4_000
+"""Documents that a fold hands on together,"""
+_HAND_ON_BYTES = 16 * 1024 * 1024
+"""or those that so many bytes of events made."""
+_PASS_BYTES = 64 * 1024 * 1024
+"""Of events whose documents are held at once, unless a single stream has more: what bounds the memory of a fold."""
 _LENGTH = struct.Struct("<I")
 
 Progress = Callable[[int], None]
-"""Told how much is done, in all: the offset of a spill, the events of a fold."""
+"""Told the offset up to which a spill is done."""
+FoldProgress = Callable[[int, int], None]
+"""Told the place of a partition among those that are folded, and how many of its events are done."""
 
 
 class Plan(Struct, frozen=True):
@@ -48,6 +55,19 @@ class Plan(Struct, frozen=True):
     def range_of(self, stream: StreamId) -> int:
         """The range that the stream belongs to, whatever its partition."""
         return crc32(stream.encode()) % self.ranges
+
+    @property
+    def slots(self) -> int:
+        """How many slots its workers need: one for the spill of each partition, then as many for each range."""
+        return self.slots_of(self.ranges)
+
+    def slots_of(self, number: int) -> int:
+        """The first slot of a range."""
+        return len(self.ends) * (1 + number)
+
+    def pass_of(self, stream: StreamId, passes: int) -> int:
+        """Which pass over its range the stream belongs to."""
+        return crc32(stream.encode()) // self.ranges % passes
 
 
 class Spilled(Struct, frozen=True):
@@ -83,19 +103,31 @@ async def spill(kafka: KafkaSettings, plan: Plan, partition: int, folder: Path, 
 
 
 def fold_range(
-    folder: Path, number: int, partitions: Sequence[int], progress: Progress
+    plan: Plan, folder: Path, number: int, progress: FoldProgress
 ) -> Iterator[tuple[str, Sequence[Document]]]:
     """The final documents of one range, some at a time, with their collection.
 
     Raises:
         PoisonRecord: an event does not fit what was before it.
     """
+    size = sum(_range_file(folder, partition, number).stat().st_size for partition in plan.ends)
+    passes = 1 + size // _PASS_BYTES
+    done = [0] * len(plan.ends)
+    for turn in range(passes):
+        yield from _fold_pass(plan, folder, number, turn, passes, done, progress)
+
+
+def _fold_pass(
+    plan: Plan, folder: Path, number: int, turn: int, passes: int, done: list[int], progress: FoldProgress
+) -> Iterator[tuple[str, Sequence[Document]]]:
     documents = no_documents()
-    done = 0
-    for partition in partitions:
+    waiting = size = 0
+    for place, partition in enumerate(sorted(plan.ends)):
         for value in _values(_range_file(folder, partition, number)):
             logged = decode_record(value)
             assert isinstance(logged, LoggedEvent)  # noqa: S101 - nothing else is spilled
+            if passes > 1 and plan.pass_of(logged.stream, passes) != turn:
+                continue
             try:
                 project(documents, logged)
             except PoisonRecord as error:
@@ -103,12 +135,15 @@ def fold_range(
                     f"{EVENTS}/{partition}, position {logged.position}, "
                     f"event {logged.event_id} of {logged.stream}: {error}"
                 ) from error
-            done += 1
-            if done % _HAND_ON == 0:
+            done[place] += 1
+            waiting += 1
+            size += len(value)
+            if waiting == _HAND_ON or size > _HAND_ON_BYTES:
                 yield from _handed_on(documents, _FINAL_AT_ONCE)
-                progress(done)
+                progress(place, done[place])
+                waiting = size = 0
+        progress(place, done[place])
     yield from _handed_on(documents, tuple(documents))
-    progress(done)
 
 
 def _handed_on(documents: Documents, collections: Sequence[str]) -> Iterator[tuple[str, Sequence[Document]]]:
@@ -143,7 +178,7 @@ class _Spill:
         self._events = list(self._done.events)
         self._reader = LogReader(self._done.cursor)
         self._command: list[bytes] = []
-        """The records of the command that is not complete yet."""
+        """The records of the command that is not complete yet, each behind its length."""
         self._since_mark = 0
         self._files: list[BinaryIO] = []
         for number, size in enumerate(self._done.sizes):
@@ -169,15 +204,13 @@ class _Spill:
         happened = self._reader.fenced_events == dropped
         self._gaps.look(before, offset, record, happened=happened)
         if happened and isinstance(record, LoggedEvent):
-            self._command.append(value or b"")
+            self._command += (_LENGTH.pack(len(value or b"")), value or b"")
         if commit is None:
             return
         if commit.events:
             number = self._plan.range_of(commit.events[0].stream)
-            for written in self._command:
-                self._files[number].write(_LENGTH.pack(len(written)))
-                self._files[number].write(written)
-            self._events[number] += len(self._command)
+            self._files[number].writelines(self._command)
+            self._events[number] += len(commit.events)
             self._command = []
         self._since_mark += 1 + len(commit.events)
         if self._since_mark >= _MARK_EVERY:

@@ -7,6 +7,7 @@ replayed, and each document's bytes are compared. Both sides go range by range o
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from msgspec import Struct
 
-from projector.digests import Content, digest, write_digest
+from projector.digests import Content, content_hash, digest, write_digest
 from projector.documents import Checkpoint, checkpoint_in
+from projector.generations import Verified, note_verified
 from projector.jobs import DIFFERENT, EXTRA, MISSING, Compared, compare_job, expected_job, spill_job
 from projector.replay import Plan, Spilled
 from projector.views import INDEXES, Document, stream_of
@@ -30,7 +32,7 @@ from shared.settings import EVENTS, KafkaSettings
 from shared.supervisor import gravest
 
 EVENTS_PER_RANGE = 50_000
-"""About how many events one range holds, unless a single stream has more: what bounds the memory of a replay."""
+"""About how many events one range holds."""
 _MOST_DETAILS = 1_000
 _LONGEST_VALUE = 200
 _TELL_SECONDS = 0.2
@@ -109,11 +111,11 @@ async def verify(
         cursors = {number: found.get(number, Checkpoint()).cursor for number in range(partitions)}
         plan = make_plan({number: min(cursor.offset, log_ends[number]) for number, cursor in cursors.items()})
         await _note_stored(database, session, plan, folder, looked_at, report)
-        async with open_workers(workers, slots=partitions + plan.ranges) as pool:
+        async with open_workers(workers, slots=plan.slots) as pool:
             spilled = await spill_all(pool, kafka, plan, folder, report)
-            compared = await _compare_all(pool, plan, partitions, folder, spilled, looked_at, report)
+            compared = await _compare_all(pool, plan, folder, spilled, looked_at, report)
             wrong = _wrong(compared)
-            expected = await _expected(pool, plan, partitions, folder, wrong[:_MOST_DETAILS])
+            expected = await _expected(pool, plan, folder, wrong[:_MOST_DETAILS])
         differences = [
             await _detail(database, session, kind, collection, key, expected.get((collection, key)))
             for _, kind, collection, key in wrong[:_MOST_DETAILS]
@@ -122,7 +124,7 @@ async def verify(
     for each in compared:
         for collection, part in each.expected.items():
             content[collection].merge(part)
-    return Verdict(
+    verdict = Verdict(
         generation=generation,
         events=sum(sum(each.events) for each in spilled.values()),
         dropped=sum(each.dropped for each in spilled.values()),
@@ -135,6 +137,11 @@ async def verify(
         differences=tuple(differences),
         findings=tuple(_findings(found, log_ends, spilled)),
     )
+    if looked_at == INDEXES.keys():
+        position = sum(each.cursor.position for each in found.values())
+        total = content_hash(content) if verdict.good else None
+        await note_verified(client, generation, Verified(datetime.now(UTC), position, total))
+    return verdict
 
 
 def make_plan(ends: Mapping[int, int], *, at_least: int = 1) -> Plan:
@@ -155,6 +162,21 @@ async def spill_all(
 
     async with watching(tell):
         return dict([each async for each in pool.run(spill_job, jobs)])
+
+
+def report_folded(
+    what: str,
+    pool: Workers,
+    plan: Plan,
+    spilled: Mapping[int, Spilled],
+    report: Report,
+    before: Iterable[int] = (),
+) -> None:
+    """Tell of each partition how many of its events are folded. Those of the ranges ``before`` were earlier."""
+    done = [pool.done(range(plan.slots_of(number), plan.slots_of(number + 1))) for number in range(plan.ranges)]
+    for place, (partition, each) in enumerate(sorted(spilled.items())):
+        earlier = sum(each.events[number] for number in before)
+        report(f"{what} partition {partition}", earlier + sum(part[place] for part in done), sum(each.events))
 
 
 @asynccontextmanager
@@ -221,18 +243,16 @@ def _stored_file(folder: Path, number: int) -> Path:
 async def _compare_all(
     pool: Workers,
     plan: Plan,
-    partitions: int,
     folder: Path,
     spilled: Mapping[int, Spilled],
     collections: frozenset[str],
     report: Report,
 ) -> list[Compared]:
     jobs = [
-        (plan, number, folder, _stored_file(folder, number), collections, partitions + number)
+        (plan, number, folder, _stored_file(folder, number), collections, plan.slots_of(number))
         for number in range(plan.ranges)
     ]
-    slots, everything = range(partitions, partitions + plan.ranges), sum(sum(each.events) for each in spilled.values())
-    async with watching(lambda: report("comparing", sum(pool.done(slots)), everything)):
+    async with watching(lambda: report_folded("comparing", pool, plan, spilled, report)):
         compared = [each async for each in pool.run(compare_job, jobs)]
     return sorted(compared, key=lambda each: each.number)
 
@@ -253,14 +273,14 @@ def _wrong(compared: Sequence[Compared]) -> list[tuple[int, str, str, str]]:
 
 
 async def _expected(
-    pool: Workers, plan: Plan, partitions: int, folder: Path, wrong: Sequence[tuple[int, str, str, str]]
+    pool: Workers, plan: Plan, folder: Path, wrong: Sequence[tuple[int, str, str, str]]
 ) -> dict[tuple[str, str], Document]:
     """What the documents to be shown in detail must be."""
     keys = {
         number: frozenset((collection, key) for at, _, collection, key in wrong if at == number)
         for number in {each[0] for each in wrong}
     }
-    jobs = [(plan, number, folder, wanted, partitions + number) for number, wanted in keys.items()]
+    jobs = [(plan, number, folder, wanted, plan.slots_of(number)) for number, wanted in keys.items()]
     found: dict[tuple[str, str], Document] = {}
     async for each in pool.run(expected_job, jobs):
         found |= each

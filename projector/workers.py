@@ -4,6 +4,7 @@ A worker ends by itself when the process that started it is gone, even if that w
 """
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -26,18 +27,14 @@ class Table:
     """What parent and workers share."""
 
     done: "SynchronizedArray[int]"
-    """Slot → how much of its job is done."""
+    """Slot → how much of its job is done. A job with several parts has as many slots, one behind the other."""
     going: Event
     """Cleared while the workers should hold still."""
 
-    def note(self, slot: int) -> Callable[[int], None]:
-        """How the job with that slot tells how far it is. Holds still while it should."""
-
-        def progress(done: int) -> None:
-            self.done[slot] = done
-            self.going.wait()
-
-        return progress
+    def note(self, slot: int, done: int) -> None:
+        """Tell how far a job is, or one part of it. Holds still while it should."""
+        self.done[slot] = done
+        self.going.wait()
 
 
 table: Table
@@ -94,6 +91,8 @@ async def open_workers(count: int, slots: int) -> AsyncIterator[Workers]:
 
 
 def _begin(shared: Table, parent: int) -> None:
+    gc.freeze()  # what a replay makes has no cycles, and goes with its job
+    gc.disable()
     global table  # noqa: PLW0603 - a worker has one parent
     table = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of us; the parent ends its workers

@@ -1,4 +1,4 @@
-"""MongoDB through Motor, in this one module, and MongoDB's errors in our words."""
+"""MongoDB through Motor and PyMongo, in this one module, and MongoDB's errors in our words."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,7 +10,7 @@ from motor.motor_asyncio import (
     AsyncIOMotorCollection,
     AsyncIOMotorDatabase,
 )
-from pymongo import WriteConcern
+from pymongo import MongoClient, WriteConcern
 from pymongo.errors import ConfigurationError, ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 
@@ -19,6 +19,7 @@ from shared.settings import MongoSettings
 
 Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]
+BlockingClient = MongoClient[Document]
 Database = AsyncIOMotorDatabase[Document]
 Collection = AsyncIOMotorCollection[Document]
 Session = AsyncIOMotorClientSession
@@ -27,6 +28,8 @@ META = "episodes_meta"
 """The database with the pointer to the generation in use."""
 
 DURABLE = WriteConcern(w="majority", j=True)
+QUICK = WriteConcern(w=1, j=False)
+"""For what may be lost, because something that is written `DURABLE` behind it says whether it is there."""
 
 _PASSING_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
 
@@ -83,9 +86,20 @@ async def open_mongo(settings: MongoSettings, *, timeout_ms: int = 2_000) -> Asy
         client.close()
 
 
+@contextmanager
+def open_blocking_mongo(settings: MongoSettings) -> Iterator[BlockingClient]:
+    """A client for a process that does nothing else: its calls block."""
+    with MongoClient[Document](
+        settings.url, tz_aware=True, serverSelectionTimeoutMS=2_000, socketTimeoutMS=30_000
+    ) as client:
+        yield client
+
+
 __all__ = [
     "DURABLE",
     "META",
+    "QUICK",
+    "BlockingClient",
     "Client",
     "Collection",
     "Database",
@@ -93,6 +107,7 @@ __all__ = [
     "ReadConcern",
     "Session",
     "generation_database",
+    "open_blocking_mongo",
     "open_mongo",
     "translated",
 ]

@@ -23,7 +23,7 @@ from projector.views import Documents, no_documents, project, stream_of
 from shared.ids import StreamId
 from tests.read_models import Command, ReadModels, until
 
-LOADING = "loading the documents"
+LOADING = "loading partition"
 RANGES = 40
 
 
@@ -107,6 +107,18 @@ async def test_the_rebuilt_generation_is_byte_for_byte_the_live_one_and_the_old_
             )
             for each in listed.json
         ] == [(1, "live", False, position), (2, "live", True, position)]
+        assert all(each["bytes"] > 0 for each in listed.json)
+        assert listed.json[0]["verified"] is None
+        assert 0 < listed.json[1]["verified"]["position"] < position, "as it was when the rebuild verified it"
+
+        for number in (1, 2):
+            assert (await models.cli("verify", "--generation", str(number))).status == 0
+        verified = [each["verified"] for each in (await models.cli("generations", "--json")).json]
+        assert [each["position"] for each in verified] == [position, position]
+        assert verified[0]["hash"] == verified[1]["hash"] != listed.json[1]["verified"]["hash"]
+        await models.database(2).projects.update_one({}, {"$inc": {"total": 1}})
+        assert (await models.cli("verify")).status == 1
+        assert "it differed from the log, at position" in " ".join((await models.cli("generations")).out.split())
 
 
 async def test_one_generation_can_be_dropped_but_never_the_one_in_use(models: ReadModels) -> None:
@@ -243,7 +255,7 @@ async def test_killed_in_each_phase_it_goes_on_and_comes_to_the_same(models: Rea
         await killed_at(models, "comparing")
         said = await models.cli("rebuild", "--json", "--workers", "1")
         assert said.status == 0, said
-        assert LOADING not in {told["phase"] for told in said.progress}
+        assert not any(told["phase"].startswith(LOADING) for told in said.progress)
         assert (said.json["generation"], said.json["switched"]) == (2, True)
         assert await models.content(2) == await models.content(1) == expected(models)
         assert not [*models.folder.glob("episodes-rebuild/*")], "what was spilled is removed"
@@ -285,7 +297,8 @@ async def test_ctrl_c_ends_it_in_a_word_and_it_goes_on_at_once(models: ReadModel
         assert 0 < len(build["loaded"]) < RANGES
         said = await models.cli("rebuild", "--json", "--workers", "1")
         assert said.status == 0, said
-        assert next(told for told in said.progress if told["phase"] == LOADING)["done"] > 0
+        first = {told["phase"]: told["done"] for told in reversed(said.progress) if told["phase"].startswith(LOADING)}
+        assert any(first.values()), "it does not begin at nothing"
         assert await models.content(2) == await models.content(1) == expected(models)
 
 
@@ -300,15 +313,19 @@ async def test_it_holds_still_while_readers_wait_for_news_and_a_second_one_is_re
         assert second.status == 1
         assert re.fullmatch(
             r"python -m projector rebuild: generation 2 is being built already: "
-            r"(it just began|reading partition \d), \d+ of \d+\n",
+            r"(it just began|(holding still .* \(\d+ records more\); )?reading partition \d), \d+ of \d+\n",
             second.err,
         ), second.err
     build = await build_of(models)
     assert build["loaded"] == []
-    assert build["phase"].startswith("reading partition"), "it holds still"
+    assert re.match(r"holding still until .* \([1-9]\d* records more\); reading partition", build["phase"]), build[
+        "phase"
+    ]
     async with models.followed():
         said = await first.said()
         assert said.status == 0, said
+        held = [told for told in said.progress if told["phase"].startswith("holding still")]
+        assert held[0]["done"] == 0 < held[0]["of"]
         assert await models.content(2) == await models.content(1) == expected(models)
 
 

@@ -12,6 +12,7 @@ from projector.views import Document, Documents, no_documents, project
 from shared.errors import PoisonRecord, RecordsLost
 from shared.events import ProjectCreated
 from shared.ids import namespace_stream
+from shared.read_models import PROJECT_EPISODES
 from tests.event_log import History, PartitionLog
 
 RANGES = 4
@@ -46,12 +47,12 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".events"}
 
 
-def folded(folder: Path, partitions: range) -> list[tuple[str, Document]]:
-    done: list[int] = []
+def folded(folder: Path, *partitions: int) -> list[tuple[str, Document]]:
+    plan = Plan(dict.fromkeys(partitions, 0), RANGES)
     return [
         (collection, document)
         for number in range(RANGES)
-        for collection, some in fold_range(folder, number, partitions, done.append)
+        for collection, some in fold_range(plan, folder, number, lambda _place, _done: None)
         for document in some
     ]
 
@@ -92,8 +93,26 @@ def test_ranges_fold_to_the_documents_of_the_whole_log(tmp_path: Path, monkeypat
     logs = [a_log("a", 60), a_log("b", 60)]
     for partition, log in enumerate(logs):
         spill(tmp_path, partition, log)
-    found = folded(tmp_path, range(2))
-    expected = replayed(*logs)
+    assert_all(folded(tmp_path, 0, 1), replayed(*logs))
+
+
+def test_a_range_that_is_too_large_is_folded_in_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = a_log("a", 200)
+    spill(tmp_path, 0, log)
+    largest = max(len(file) for file in files_in(tmp_path).values())
+    monkeypatch.setattr(replay, "_PASS_BYTES", largest // 8)
+    plan, done, most = Plan({0: 0}, RANGES), 0, 0
+    for number in range(RANGES):
+        told: dict[int, int] = {}
+        portions = [collection for collection, _ in fold_range(plan, tmp_path, number, told.__setitem__)]
+        most = max(most, portions.count(PROJECT_EPISODES))
+        done += told[0]
+    assert most >= 2, "no more than a part of the documents is held at once"
+    assert done == len(log.events)
+    assert_all(folded(tmp_path, 0), replayed(log))
+
+
+def assert_all(found: list[tuple[str, Document]], expected: Documents) -> None:
     assert len(found) == sum(map(len, expected.values())), "each document once"
     assert {(collection, document["_id"]): document for collection, document in found} == {
         (collection, key): document for collection, there in expected.items() for key, document in there.items()
@@ -115,7 +134,7 @@ def test_an_event_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         PoisonRecord, match=r"episodes\.events/3, position 2, event 2 of namespace:alice: p1 exists already"
     ):
-        folded(tmp_path, range(3, 4))
+        folded(tmp_path, 3)
 
 
 def test_what_cannot_be_read_or_is_gone_is_named(tmp_path: Path) -> None:
