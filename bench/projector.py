@@ -7,7 +7,6 @@ Starts its own Kafka and MongoDB. One partition, so nothing but the projector's 
 
 import argparse
 import asyncio
-import gc
 import os
 import random
 import statistics
@@ -27,6 +26,7 @@ from shared.kafka import open_partition, open_producer
 from shared.log import Cursor
 from shared.mongo import DURABLE, META, Client, ReadConcern, generation_database, open_mongo
 from shared.probes import Status
+from shared.process import tune_interpreter
 from shared.read_models import CHECKPOINTS
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
 from shared.topics import TopicSettings, create_topics
@@ -135,7 +135,7 @@ async def main(events: int, rounds: int) -> None:
     log = a_log(events)
     prepared = batches(log)
     writes = sum(len(there) for one in prepared for part in (one.new, one.changed) for there in part.values())
-    gc.freeze()  # the collector should not walk through what only this bench holds
+    tune_interpreter()  # as the processes do; and the collector should not walk through what only this bench holds
     size = sum(len(value) for _, value in log.records)
     each = size / log.position
     print(f"{log.position} events, {each:.0f} bytes each, {writes} document writes in {len(prepared)} batches")

@@ -1,6 +1,7 @@
 """What every process does around its main loop: logging, signals, a clean end."""
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -46,8 +47,18 @@ def configure_logging(process: str) -> None:
 
 def run_process(main: Callable[[], Awaitable[None]]) -> None:
     """Run ``main`` until it ends or SIGTERM or SIGINT cancels it. An error ends the process with status 1."""
+    tune_interpreter()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_until_signal(main))
+
+
+def tune_interpreter() -> None:
+    """Let the garbage collector look less often: the messages that come and go have no cycles, and are many.
+
+    Python's defaults cost the projector a sixth of its CPU (`python -m bench.projector`).
+    """
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(50_000, 20, 50)
 
 
 async def _until_signal(main: Callable[[], Awaitable[None]]) -> None:

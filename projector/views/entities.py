@@ -1,6 +1,6 @@
 """Entities, one document per tenant and entity: in how many episodes it is mentioned, first and last."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from projector.views.document import Document, Index, owner
 from shared.commands import Entity
@@ -9,10 +9,12 @@ from shared.events import LoggedEvent
 INDEXES: tuple[Index, ...] = ()
 
 
-def mentioned(logged: LoggedEvent, entities: Iterable[Entity]) -> dict[str, Entity]:
+def mentioned(logged: LoggedEvent, entities: Sequence[Entity]) -> dict[str, Entity]:
     """Document key → entity, each once, however often the episode names it."""
+    if not entities:
+        return {}
     tenant_id = owner(logged)
-    return {f"{tenant_id}/{entity.id}": entity for entity in reversed(tuple(entities))}
+    return {f"{tenant_id}/{entity.id}": entity for entity in reversed(entities)}
 
 
 def project(document: Document | None, logged: LoggedEvent, entity: Entity) -> Document:
