@@ -20,6 +20,7 @@ from msgspec import Raw
 from shared.codec import encode_record
 from shared.commands import Entity
 from shared.events import (
+    BEFORE_ALL_COMMANDS,
     CommandType,
     EpisodeChanges,
     Event,
@@ -132,7 +133,7 @@ def _put(end: _Partition, stream: _Stream, made: list[Event], command: int, kind
             position=Position(end.position),
             writer=end.fence,
             command_id=CommandId(f"01980e5a-7c00-7000-8000-{command:012d}"),
-            command_offset=command,
+            command_offset=BEFORE_ALL_COMMANDS,
             actor="alice",
             at=at,
             event=event,
