@@ -101,6 +101,10 @@ class Following:
 
     async def _look(self) -> None:
         in_use, wanted = await generations.in_use(self._client), await generations.live(self._client)
+        if not wanted:  # all of MongoDB was lost, and this is an empty one
+            _log.warning("there are no read models: making them from the start of the log")
+            in_use = await generations.prepare(self._client)
+            wanted = await generations.live(self._client)
         if in_use != self._in_use:
             _log.info("generation in use", generation=in_use, before=self._in_use or None)
         self._in_use = in_use

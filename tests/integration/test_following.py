@@ -10,6 +10,7 @@ from projector import generations
 from projector.documents import Checkpoint
 from projector.following import Following
 from projector.settings import ProjectorSettings
+from shared.mongo import META
 from shared.probes import Status
 from tests.read_models import PARTITIONS, ReadModels, until
 
@@ -88,3 +89,21 @@ async def test_what_it_says_of_itself_is_about_the_generation_in_use_and_its_own
     for task in (looking, *work):
         task.cancel()
     await asyncio.wait([looking, *work])
+
+
+async def test_after_all_of_mongodb_is_lost_it_begins_at_the_start_of_the_log(models: ReadModels) -> None:
+    histories = models.histories(20)
+    await models.write()
+    async with models.followed():
+        await models.applied(1)
+        assert await appear(models) == 2
+        before = await models.content(1)
+        for database in (*await models.databases(), META):
+            await models.client.drop_database(database)
+        await models.applied(1)
+        assert await models.content(1) == before
+        assert await generations.live(models.client) == {1}
+        histories[0].step()
+        await models.write()
+        await models.applied(1)
+        assert await models.content(1) != before
