@@ -142,7 +142,7 @@ class Snapshots:
             if (found := msgspec.json.decode(text, type=_Head).format) != FORMAT:
                 raise StateUnusable(f"its format is {found!r}, that of this version {FORMAT!r}")
             return msgspec.json.decode(text, type=Manifest)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise StateUnusable(f"its manifest cannot be read: {error}") from error
 
     async def _load(self, state: StateStore, manifest: Manifest, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The stored state of one partition: a cache of the log, good for one position."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ class StateUnusable(Exception):
     """What should be a stored state is none, or another one."""
 
 
+_NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENCODE = msgspec.json.Encoder().encode
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls in VALUE_TYPES.items()}
 _ENCODE_KEY = msgspec.msgpack.Encoder().encode
@@ -101,13 +103,32 @@ class LmdbStateStore:
         self._reading: lmdb.Transaction[bytes] | None = None
         """Good until the next change; to begin one for each `get` would cost more than the reading."""
         try:
+            self._check_whole()
             self._values = self._env.open_db(b"values")
             self._receipts_by_age = self._env.open_db(b"receipts-by-age")
             self._meta = self._env.open_db(b"meta")
+            self._make_whole()
             self.checkpoint()
         except BaseException:
             self._env.close()
             raise
+
+    def _check_whole(self) -> None:
+        # LMDB maps the file and does not look at its length: the first touch of a page that was cut off is a SIGBUS.
+        size, whole = self._sizes()
+        if size < whole:
+            raise lmdb.CorruptedError(f"{self._place}: {size} of {whole} bytes are there")
+
+    def _make_whole(self) -> None:
+        # Pages at the end that a transaction took and gave back are not written: stretch the file, to know a cut one.
+        size, whole = self._sizes()
+        if size < whole:
+            os.truncate(self._place / "data.mdb", whole)
+
+    def _sizes(self) -> tuple[int, int]:
+        """The bytes that the file has, and those that it should have."""
+        pages = self._env.info()["last_pgno"] + 1
+        return (self._place / "data.mdb").stat().st_size, pages * self._env.stat()["psize"]
 
     def close(self) -> None:
         self._env.close()
@@ -180,8 +201,10 @@ class LmdbStateStore:
         if self._reading is not None:
             self._reading.abort()
             self._reading = None
-        with _translated(), self._env.begin(write=True) as txn:
-            yield txn
+        with _translated():
+            with self._env.begin(write=True) as txn:
+                yield txn
+            self._make_whole()
 
 
 @contextmanager
@@ -221,7 +244,7 @@ def _open_trusted(place: Path, map_bytes: int) -> LmdbStateStore:
         shutil.rmtree(place)
     try:
         store = LmdbStateStore(place, map_bytes)
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, msgspec.DecodeError) as error:
+    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, *_NOT_DECODED) as error:
         _log.warning("state thrown away: it is damaged", place=str(place), reason=str(error))
         shutil.rmtree(place)
         store = LmdbStateStore(place, map_bytes)
@@ -235,7 +258,7 @@ def _checkpoint_in(file: Path) -> Checkpoint:
             meta = exported.open_db(b"meta", create=False)
             with exported.begin(db=meta) as txn:
                 return msgspec.json.decode(txn.get(_CHECKPOINT) or b"", type=Checkpoint)
-    except (lmdb.Error, msgspec.DecodeError) as error:
+    except (lmdb.Error, *_NOT_DECODED) as error:
         raise StateUnusable(f"the state cannot be read: {error}") from error
 
 
@@ -258,5 +281,8 @@ def _age(at: datetime) -> bytes:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (lmdb.MapFullError, lmdb.DiskError, OSError) as error:
+    except (lmdb.Error, OSError) as error:
+        passing = isinstance(error, lmdb.MapFullError | lmdb.DiskError | OSError) or type(error) is lmdb.Error
+        if not passing:  # of type Error itself is what LMDB has no name for: EIO, when half a page fits on the disk
+            raise
         raise Unavailable(f"the stored state cannot be written: {error}") from error

@@ -235,7 +235,7 @@ def read_manifest(folder: Path) -> Manifest:
                 f"this program reads {FORMAT!r}, version {VERSION}"
             )
         manifest = msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArchiveRefused(f"{folder / MANIFEST} is damaged: {error}") from error
     if manifest.sha256 != _digest(manifest):
         raise ArchiveRefused(f"{folder / MANIFEST} was altered: its sha256 is another")

@@ -1,7 +1,10 @@
 """One suite for every `StateStore`."""
 
+import multiprocessing
+import os
+import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from msgspec import Raw
 
 from ingestor.domain.state import Changes, Episode, RecordedItem, StoredReceipt, episode_key, item_key, receipt_key
 from ingestor.state import Checkpoint, StateStore, StateUnusable, open_state
+from shared.errors import Unavailable
 from shared.events import FolderRef
 from shared.ids import CommandId, EventId, Position, StreamId
 from shared.log import Cursor
@@ -191,6 +195,59 @@ def test_a_damaged_lmdb_file_is_thrown_away(tmp_path: Path) -> None:
     assert found_checkpoint(tmp_path) is None
     keep_one_value(tmp_path)
     assert found_checkpoint(tmp_path) == FIRST
+
+
+def keep_many_values(folder: Path) -> None:
+    with open_state(folder, 0, map_bytes=MAP_BYTES) as store:
+        store.apply({item_key(STREAM, f"k{each}"): RecordedItem(EventId(7), "ep_1" * 50) for each in range(999)}, FIRST)
+
+
+def in_another_process(work: Callable[[Path], object], folder: Path) -> int | None:
+    """The exit status: a fault in a mapped file ends the process that touches it."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(folder,))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def see_nothing_and_begin_anew(folder: Path) -> None:
+    assert found_checkpoint(folder) is None
+    keep_many_values(folder)
+    assert found_checkpoint(folder) == FIRST
+
+
+@pytest.mark.parametrize("left", [0.0, 0.1, 0.5, 0.95])
+def test_an_lmdb_file_that_was_cut_off_is_thrown_away(tmp_path: Path, left: float) -> None:
+    keep_many_values(tmp_path)
+    file = tmp_path / "partition-0" / "data.mdb"
+    os.truncate(file, int(left * file.stat().st_size))
+    assert in_another_process(see_nothing_and_begin_anew, tmp_path) == 0
+
+
+def test_an_lmdb_file_whose_last_pages_were_given_back_is_kept(tmp_path: Path) -> None:
+    keys = [b"%d" % each for each in range(300)]
+    for moment in range(1, 20):
+        with open_state(tmp_path, 0, map_bytes=MAP_BYTES) as store:
+            assert store.checkpoint() == (Checkpoint(Cursor(moment - 1), "n", 0) if moment > 1 else None)
+            store.apply({item_key(STREAM, f"k{moment}"): RecordedItem(EventId(1), "ep")}, FIRST)
+            with store._changing() as txn:  # what a transaction takes and gives back, LMDB counts and does not write
+                for key in keys:
+                    txn.put(key, bytes(2_500), db=store._values)
+                for key in keys:
+                    txn.delete(key, db=store._values)
+            store.apply({}, Checkpoint(Cursor(moment), "n", 0))
+
+
+def fill_the_disk(folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+    with pytest.raises(Unavailable, match="the stored state cannot be written"):
+        keep_many_values(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    keep_many_values(folder)
+
+
+def test_a_full_disk_is_a_reason_to_wait(tmp_path: Path) -> None:
+    assert in_another_process(fill_the_disk, tmp_path) == 0
 
 
 def test_two_processes_never_share_an_lmdb_environment(tmp_path: Path) -> None:
