@@ -6,7 +6,7 @@ Idempotency-Key. So a slow or broken reply topic never holds a writer up.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import structlog
@@ -76,6 +76,10 @@ class Replies:
             raise
 
     async def _send_to(self, producer: AIOKafkaProducer, partition: int, values: list[bytes]) -> None:
+        if partition not in await _partitions(producer):
+            self._settle(len(values), f"{REPLIES} has no partition {partition}")
+            values.clear()
+            return
         while values:
             batch, size, count = producer.create_batch(), 0, 0
             while count < len(values) and (not count or size + len(values[count]) <= _BATCH_BYTES):
@@ -98,6 +102,12 @@ class Replies:
     def _drop(self, count: int, reason: str) -> None:
         self.dropped += count
         _log.error("replies dropped: their callers will hear 504", count=count, total=self.dropped, reason=reason)
+
+
+async def _partitions(producer: AIOKafkaProducer) -> Collection[int]:
+    with translated(f"looking up {REPLIES}"):
+        partitions: Collection[int] = await producer.partitions_for(REPLIES)
+        return partitions
 
 
 def _failure(sent: "asyncio.Future[object]") -> str | None:

@@ -5,6 +5,7 @@ There are no Kafka transactions. What makes an answer safe is the exact offset o
 """
 
 import asyncio
+import re
 import time
 import uuid
 from collections import deque
@@ -318,4 +319,4 @@ def _header(record: ConsumerRecord, name: str) -> str:
 
 def _reply_partition(record: ConsumerRecord) -> int | None:
     text = _header(record, REPLY_PARTITION)
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None

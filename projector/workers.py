@@ -4,7 +4,6 @@ A worker ends by itself when the process that started it is gone, even if that w
 """
 
 import asyncio
-import gc
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import SynchronizedArray
 from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
+
+from shared.process import tune_interpreter
 
 _T = TypeVar("_T")
 _LOOK_AFTER_PARENT_SECONDS = 0.5
@@ -91,8 +92,7 @@ async def open_workers(count: int, slots: int) -> AsyncIterator[Workers]:
 
 
 def _begin(shared: Table, parent: int) -> None:
-    gc.freeze()  # what a replay makes has no cycles, and goes with its job
-    gc.disable()
+    tune_interpreter()
     global table  # noqa: PLW0603 - a worker has one parent
     table = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of us; the parent ends its workers
