@@ -111,7 +111,10 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's own, with a limit for the head of a request and our shape for the answer to what is no HTTP."""
+    """uvicorn's own, with a limit for the head of a request and our shape for the answer to what is no HTTP.
+
+    What follows a chunked body in the place of headers is dropped: uvicorn would keep it, however much it is.
+    """
 
     _reads_head = False
     _head_bytes = 0
@@ -120,6 +123,10 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._reads_head = True
         self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reads_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._reads_head = False

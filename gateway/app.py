@@ -21,7 +21,7 @@ from gateway.auth import Authenticator
 from gateway.dispatch import CommandTooLarge, Dispatcher, NoReply, OutcomeUnknown
 from gateway.entities import EntityExtractor, WordListExtractor
 from gateway.exchange import Bodies
-from gateway.problems import Problem, new_request_id, render, unavailable
+from gateway.problems import ON_EVERY_ANSWER, Problem, invalid, new_request_id, render, unavailable
 from gateway.queries import ReadModels
 from gateway.reads import Reads
 from gateway.routes.batches import BatchRoutes
@@ -30,6 +30,9 @@ from gateway.routes.projects import ProjectRoutes
 from gateway.settings import GatewaySettings
 from gateway.writes import Writes
 from shared.errors import EpisodesError, Unavailable
+
+LONGEST_QUERY = 16 * 1024
+"""Bytes: more than all parameters at their longest, and few enough to be parsed in no time."""
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 
@@ -78,7 +81,7 @@ def create_app(
 
 
 class Edge:
-    """Around every request: the raw path, an id, the one log line for a bug, and good-bye while stopping."""
+    """Around every request: the raw path, an id, headers for browsers, the one log line for a bug, and good-bye."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self._app = app
@@ -95,11 +98,15 @@ class Edge:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                message["headers"] += ((b"x-request-id", request_id.encode()), *ON_EVERY_ANSWER)
                 if self._lifecycle.stopping:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        if len(scope["query_string"]) > LONGEST_QUERY:
+            too_long = invalid(f"The query must be at most {LONGEST_QUERY} bytes")
+            await render(too_long, request_id)(scope, receive, send_marked)
+            return
         try:
             await self._app(scope, receive, send_marked)
         except Exception:  # noqa: BLE001 - answered by `_answer_bug` already; a request ends here, and that is reported

@@ -4,10 +4,9 @@ import asyncio
 import hmac
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Protocol
 
 import jwt
@@ -15,8 +14,9 @@ import msgspec
 import structlog
 from cachetools import TTLCache
 
+from gateway.key_files import KeyFile
 from gateway.problems import Problem, unauthorized
-from gateway.settings import GatewaySettings, are_hashes
+from gateway.settings import GatewaySettings, are_hashes, are_secrets
 from shared.errors import Unavailable
 
 EVERYTHING = "*"
@@ -67,12 +67,15 @@ class Authenticator(Protocol):
 class KeySource(Protocol):
     """Where the keys come from that tokens are signed with."""
 
-    async def key(self, key_id: str | None) -> Any:
-        """The key, or `None` if there is no such key.
+    async def keys(self, key_id: str | None) -> Sequence[Any]:
+        """The keys that a token which names this one may be signed with; none if there is no such key.
 
         Raises:
             Unavailable: no keys are known yet.
         """
+
+    def is_known(self, key_id: str | None, key: Any) -> bool:
+        """Whether it is still one of them, as far as that is known without waiting."""
 
 
 def project_authenticator(settings: GatewaySettings) -> Authenticator:
@@ -83,26 +86,25 @@ def project_authenticator(settings: GatewaySettings) -> Authenticator:
     """
     if settings.auth_disabled:
         return Anybody()
-    keys: KeySource
-    if settings.jwt_jwks_file is not None:
-        path: Path = settings.jwt_jwks_file
-        try:
-            _key_set(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"JWT_JWKS_FILE: {error}") from error
-        keys = JwksKeys(path.read_bytes)
-    elif settings.jwt_jwks_url is not None:
-        url: str = settings.jwt_jwks_url
-        keys = JwksKeys(lambda: _fetch(url))
-    else:
-        keys = Secret(settings.jwt_secret or "")
     return JwtAuthenticator(
-        keys,
+        _key_source(settings),
         settings.jwt_algorithm,
         allow_no_exp=settings.jwt_allow_no_exp,
         audience=settings.jwt_audience,
         issuer=settings.jwt_issuer,
     )
+
+
+def _key_source(settings: GatewaySettings) -> "KeySource":
+    if settings.jwt_jwks_file is not None:
+        return JwksFile(KeyFile(settings.jwt_jwks_file, _key_set, "JWT_JWKS_FILE"))
+    if settings.jwt_jwks_url is not None:
+        url: str = settings.jwt_jwks_url
+        return JwksKeys(lambda: _fetch(url))
+    given = [] if settings.jwt_secret is None else [settings.jwt_secret]
+    if settings.jwt_secrets_file is None:
+        return Secrets(given)
+    return Secrets(given, KeyFile(settings.jwt_secrets_file, _secrets_in, "JWT_SECRETS_FILE"))
 
 
 def batch_authenticator(settings: GatewaySettings) -> Authenticator:
@@ -113,19 +115,24 @@ def batch_authenticator(settings: GatewaySettings) -> Authenticator:
     """
     if settings.auth_disabled:
         return Anybody()
-    tenants_of = dict(settings.api_keys)
+    file = None
     if settings.api_keys_file is not None:
-        tenants_of |= _keys_in(settings.api_keys_file)
-    if not tenants_of:
+        file = KeyFile(settings.api_keys_file, _keys_in, "API_KEYS_FILE")
+    elif not settings.api_keys:
         _log.warning("no API_KEYS and no API_KEYS_FILE: every request of the batch API is answered 401")
-    return ApiKeyAuthenticator(tenants_of)
+    return ApiKeyAuthenticator(settings.api_keys, file)
 
 
-def _keys_in(path: Path) -> Mapping[str, tuple[str, ...]]:
-    try:
-        return are_hashes(msgspec.json.decode(path.read_bytes(), type=dict[str, tuple[str, ...]]))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"API_KEYS_FILE: {error}") from error
+def _keys_in(text: bytes) -> "Mapping[str, Caller]":
+    return _key_holders(are_hashes(msgspec.json.decode(text, type=dict[str, tuple[str, ...]])))
+
+
+def _secrets_in(text: bytes) -> Sequence[str]:
+    """One a line."""
+    secrets = [line for each in text.decode().splitlines() if (line := each.strip())]
+    if not secrets:
+        raise ValueError("there is no secret in it")
+    return are_secrets(secrets)
 
 
 class Anybody:
@@ -136,27 +143,31 @@ class Anybody:
 
 
 class ApiKeyAuthenticator:
-    """Knows the SHA-256 of each key and the tenants it is good for."""
+    """Knows the SHA-256 of each key and the tenants it is good for. Those in the file may change at any time."""
 
-    def __init__(self, tenants_of: Mapping[str, tuple[str, ...]]) -> None:
-        self._callers = {
-            digest: Caller(
-                f"key:{digest[:16]}",
-                frozenset(tenants) - {EVERYTHING},
-                all_open=EVERYTHING in tenants,
-            )
-            for digest, tenants in tenants_of.items()
-        }
+    def __init__(
+        self, tenants_of: Mapping[str, tuple[str, ...]], file: "KeyFile[Mapping[str, Caller]] | None" = None
+    ) -> None:
+        self._holders = _key_holders(tenants_of)
+        self._file = file
 
     async def caller(self, authorization: str | None) -> Caller:
         given = sha256(_bearer(authorization).encode("latin-1")).hexdigest()
         found = None
-        for digest, caller in self._callers.items():  # all of them, always: time tells nothing
-            if hmac.compare_digest(digest, given):
-                found = caller
+        for holders in (self._holders, self._file.value() if self._file else {}):
+            for digest, caller in holders.items():  # all of them, always: time tells nothing
+                if hmac.compare_digest(digest, given):
+                    found = caller
         if found is None:
             raise unauthorized("This API key is not known", error="invalid_token")
         return found
+
+
+def _key_holders(tenants_of: Mapping[str, tuple[str, ...]]) -> Mapping[str, Caller]:
+    return {
+        digest: Caller(f"key:{digest[:16]}", frozenset(tenants) - {EVERYTHING}, all_open=EVERYTHING in tenants)
+        for digest, tenants in tenants_of.items()
+    }
 
 
 class JwtAuthenticator:
@@ -189,7 +200,7 @@ class JwtAuthenticator:
         token = _bearer(authorization)
         digest = sha256(token.encode("latin-1")).digest()
         verified = self._verified.get(digest)
-        if verified is None:
+        if verified is None or not self._keys.is_known(verified.key_id, verified.key):
             verified = self._verified[digest] = await self._verify(token)
         if not verified.not_before <= self._clock() < verified.expires_at:
             raise _bad_token("it has expired or is not valid yet")
@@ -198,24 +209,42 @@ class JwtAuthenticator:
     async def _verify(self, token: str) -> "_Verified":
         try:
             key_id = jwt.get_unverified_header(token).get("kid")
-            key = await self._keys.key(key_id)
-            if key is None:
+            keys = await self._keys.keys(key_id)
+            if not keys:
                 raise _bad_token("it is signed with an unknown key")
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[self._algorithm],
-                options=self._options,
-                audience=self._audience,
-                issuer=self._issuer,
-            )
+            key, claims = self._decode(token, keys)
             return _Verified(
                 _caller(claims),
                 not_before=int(claims.get("nbf", 0)),
                 expires_at=int(claims["exp"]) if "exp" in claims else float("inf"),
+                key_id=key_id,
+                key=key,
             )
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
-            raise _bad_token(str(error) or type(error).__name__) from error
+        except jwt.PyJWTError as error:
+            raise _bad_token(str(error) or "it cannot be read") from error
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            raise _bad_token("it cannot be read") from error
+
+    def _decode(self, token: str, keys: Sequence[Any]) -> tuple[Any, Mapping[str, Any]]:
+        """The key that the token is signed with, and its claims."""
+        *others, last = keys
+        for key in others:
+            try:
+                return key, self._decode_with(token, key)
+            except jwt.InvalidSignatureError:
+                continue
+        return last, self._decode_with(token, last)
+
+    def _decode_with(self, token: str, key: Any) -> Mapping[str, Any]:
+        claims: Mapping[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=[self._algorithm],
+            options=self._options,
+            audience=self._audience,
+            issuer=self._issuer,
+        )
+        return claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +252,9 @@ class _Verified:
     caller: Caller
     not_before: float
     expires_at: float
+    key_id: str | None
+    key: Any
+    """It is good as long as this is."""
 
 
 def _caller(claims: Mapping[str, Any]) -> Caller:
@@ -230,44 +262,77 @@ def _caller(claims: Mapping[str, Any]) -> Caller:
     slug = next((name for name in names if isinstance(name, str) and name), None)
     if slug is None:
         raise _bad_token("it names nobody: username, userName and sub are missing")
+    actor = claims.get("sub") or slug
+    if not (_is_text(slug) and _is_text(actor)):
+        raise _bad_token("it names somebody with characters that are none")
     granted = claims.get("namespaces")
     namespaces = {name for name in granted if isinstance(name, str)} if isinstance(granted, list) else set()
     return Caller(
-        actor=claims.get("sub") or slug,
+        actor=actor,
         open_to=frozenset(namespaces - {EVERYTHING} | {slug}),
         all_open=EVERYTHING in namespaces,
         slug=slug,
     )
 
 
-class Secret:
-    """One shared secret."""
+def _is_text(name: str) -> bool:
+    """Lone surrogates, which JSON allows, could not be written into an event."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
-    def __init__(self, secret: str) -> None:
-        self._secret = secret
 
-    async def key(self, key_id: str | None) -> str:  # noqa: ARG002 - the port's
-        return self._secret
+class Secrets:
+    """Shared secrets, each as good as the others. Those in the file may change at any time."""
+
+    def __init__(self, given: Sequence[str], file: KeyFile[Sequence[str]] | None = None) -> None:
+        self._given = given
+        self._file = file
+
+    async def keys(self, key_id: str | None) -> Sequence[str]:  # noqa: ARG002 - the port's
+        return self._now()
+
+    def is_known(self, key_id: str | None, key: str) -> bool:  # noqa: ARG002 - the port's
+        return key in self._now()
+
+    def _now(self) -> Sequence[str]:
+        return self._given if self._file is None else [*self._given, *self._file.value()]
+
+
+class JwksFile:
+    """An issuer's key set (RFC 7517) in a file, which may change at any time."""
+
+    def __init__(self, file: "KeyFile[Mapping[str | None, Any]]") -> None:
+        self._file = file
+
+    async def keys(self, key_id: str | None) -> Sequence[Any]:
+        key = self._file.value().get(key_id)
+        return () if key is None else (key,)
+
+    def is_known(self, key_id: str | None, key: Any) -> bool:
+        return self._file.value().get(key_id) is key
 
 
 class JwksKeys:
-    """An issuer's key set (RFC 7517), looked at again when a token names a key that is not in it."""
+    """An issuer's key set (RFC 7517) at a URL, looked at again when a token names a key that is not in it."""
 
     def __init__(self, load: Callable[[], bytes], clock: Callable[[], float] = time.monotonic) -> None:
         self._load = load
         self._clock = clock
-        self._keys: dict[str | None, Any] | None = None
+        self._keys: Mapping[str | None, Any] | None = None
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
-    async def key(self, key_id: str | None) -> Any:
+    async def keys(self, key_id: str | None) -> Sequence[Any]:
         if self._must_look(key_id):
             async with self._looking:
                 if self._must_look(key_id):
                     await self._look()
         if self._keys is None:
             raise Unavailable("the keys of the tokens' issuer cannot be fetched")
-        return self._keys.get(key_id)
+        key = self._keys.get(key_id)
+        return () if key is None else (key,)
+
+    def is_known(self, key_id: str | None, key: Any) -> bool:
+        return self._keys is not None and self._keys.get(key_id) is key
 
     def _must_look(self, key_id: str | None) -> bool:
         age = self._clock() - self._looked_at
@@ -281,7 +346,7 @@ class JwksKeys:
         self._looked_at = self._clock()
 
 
-def _key_set(text: bytes) -> dict[str | None, Any]:
+def _key_set(text: bytes) -> Mapping[str | None, Any]:
     """Keys by their id. A lone key is also good for tokens that name none."""
     try:
         keys = jwt.PyJWKSet.from_json(text.decode()).keys

@@ -384,6 +384,12 @@ def _parameters() -> Json:
     }
 
 
+_FOR_BROWSERS = {
+    "-".join(word.capitalize() for word in name.decode().split("-")): value.decode()
+    for name, value in problems.ON_EVERY_ANSWER
+}
+
+
 def _headers() -> Json:
     whole = {"type": "integer", "minimum": 0}
     return {
@@ -401,16 +407,17 @@ def _headers() -> Json:
         "WWW-Authenticate": {"schema": {"type": "string"}, "required": True},
         "Allow": {"schema": {"type": "string"}, "required": True},
         "Retry-After": {"schema": whole, "description": "Seconds", "required": True},
+        **{name: {"schema": {"const": value}, "required": True} for name, value in _FOR_BROWSERS.items()},
     }
 
 
 def _header_refs(kind: str) -> Json:
-    names = {
-        "write": ("X-Request-Id", "X-Event-Id", "X-Stream", "X-Projected", "Idempotency-Replayed"),
-        "read": ("X-Request-Id", "X-Event-Id"),
-        "any": ("X-Request-Id",),
+    names: tuple[str, ...] = {
+        "write": ("X-Event-Id", "X-Stream", "X-Projected", "Idempotency-Replayed"),
+        "read": ("X-Event-Id",),
+        "any": (),
     }[kind]
-    return {name: _ref("headers", name) for name in names}
+    return {name: _ref("headers", name) for name in ("X-Request-Id", *names, *_FOR_BROWSERS)}
 
 
 # --- schemas

@@ -12,6 +12,13 @@ from shared.receipts import CommandRefused
 
 MEDIA_TYPE: Final = "application/problem+json"
 
+ON_EVERY_ANSWER: Final = (
+    (b"cache-control", b"private, no-cache"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+)
+"""Headers for browsers: what a body is, nobody guesses; nobody shows it in a frame, or uses it again without asking."""
+
 CODES: Final[Mapping[int, tuple[str, ...]]] = {
     400: ("validation_error",),
     401: ("unauthorized",),
@@ -100,7 +107,7 @@ def render(problem: Problem, request_id: str) -> Response:
 def malformed_http(detail: str) -> bytes:
     """The whole answer to bytes that are no HTTP request; the connection ends with it."""
     answer = render(invalid(detail), new_request_id())
-    head = b"".join(b"%s: %s\r\n" % header for header in answer.raw_headers)
+    head = b"".join(b"%s: %s\r\n" % header for header in [*answer.raw_headers, *ON_EVERY_ANSWER])
     return b"HTTP/1.1 400 Bad Request\r\n" + head + b"connection: close\r\n\r\n" + bytes(answer.body)
 
 

@@ -1,6 +1,7 @@
 """What a gateway can be told, by environment variables. Read once, in `__main__`."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,7 +23,10 @@ class GatewaySettings(Settings):
     """Let everybody do everything. For trying things out on one's own machine."""
     jwt_algorithm: Literal["HS256", "RS256", "ES256"] = "HS256"
     jwt_secret: str | None = Field(default=None, repr=False)
+    jwt_secrets_file: Path | None = None
+    """More secrets, one a line, each as good as the others. The file is read again when it changes."""
     jwt_jwks_file: Path | None = None
+    """Is read again when it changes."""
     jwt_jwks_url: str | None = None
     jwt_audience: str | None = None
     """If set, tokens must be meant for this audience."""
@@ -32,7 +36,7 @@ class GatewaySettings(Settings):
     api_keys: dict[str, tuple[str, ...]] = Field(default={}, repr=False)
     """SHA-256 of a key, in hex → the tenants it is good for; ``*`` is all."""
     api_keys_file: Path | None = None
-    """The same as JSON in a file. Both may be given."""
+    """The same as JSON in a file, which is read again when it changes. Both may be given."""
 
     gateway_max_in_flight: int = Field(default=4096, ge=1)
     """Commands published or waited for. Beyond: 503."""
@@ -61,18 +65,29 @@ class GatewaySettings(Settings):
         if self.auth_disabled:
             return self
         if self.jwt_algorithm == "HS256":
-            if self.jwt_secret is None:
+            if self.jwt_secret is None and self.jwt_secrets_file is None:
                 raise ValueError(
-                    "JWT_SECRET is not set (nor JWT_ALGORITHM with JWT_JWKS_FILE or JWT_JWKS_URL): "
-                    "nobody could be let in. AUTH_DISABLED=true lets everybody in"
+                    "JWT_SECRET is not set (nor JWT_SECRETS_FILE, nor JWT_ALGORITHM with JWT_JWKS_FILE or "
+                    "JWT_JWKS_URL): nobody could be let in. AUTH_DISABLED=true lets everybody in"
                 )
-            if len(self.jwt_secret.encode()) < SHORTEST_SECRET:
+            if self.jwt_secret is not None and len(self.jwt_secret.encode()) < SHORTEST_SECRET:
                 raise ValueError(f"JWT_SECRET is shorter than {SHORTEST_SECRET} bytes: it could be guessed")
         elif (self.jwt_jwks_file is None) == (self.jwt_jwks_url is None):
             raise ValueError(f"JWT_ALGORITHM={self.jwt_algorithm} needs one of JWT_JWKS_FILE and JWT_JWKS_URL")
         if self.jwt_jwks_url is not None and not self.jwt_jwks_url.startswith(("https://", "http://")):
             raise ValueError("JWT_JWKS_URL must begin with https:// or http://")
         return self
+
+
+def are_secrets(secrets: Sequence[str]) -> Sequence[str]:
+    """The secrets, if each is long enough.
+
+    Raises:
+        ValueError: one is not.
+    """
+    if any(len(secret.encode()) < SHORTEST_SECRET for secret in secrets):
+        raise ValueError(f"a secret is shorter than {SHORTEST_SECRET} bytes: it could be guessed")
+    return secrets
 
 
 def are_hashes(keys: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
