@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOCAL := $(BIN)/python -m local
 ARGS ?=
+DURATION ?= 900
+SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up down status logs reset test check fmt lock
+.PHONY: help venv demo up down status logs reset test check chaos fmt lock
 
 help:  ## Print these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +41,9 @@ check: $(INSTALLED)  ## Format, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+chaos: $(INSTALLED)  ## Break everything, from a seed, while clients work, and look for what went wrong (DURATION=900 SEED=…)
+	$(BIN)/python -m tests.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 fmt: $(INSTALLED)  ## Format the code, and mend what the linter can
 	$(BIN)/ruff format .
