@@ -107,9 +107,9 @@ BUGS: Sequence[Bug] = (
             except Exception:
                 pass
 """,
-        findings=("lost",),
-        faults=("term-kafka", "kill-kafka"),
-        seconds=25,
+        findings=("lost", "id_repeated", "unexplained"),
+        faults=("stop-ingestor",),
+        seconds=40,
     ),
     Bug(
         name="offset-check-ignored",
