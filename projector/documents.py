@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import bson
 from bson import Timestamp
 from bson.errors import BSONError
 from msgspec import Struct
 from pymongo import InsertOne, ReplaceOne
+from pymongo.client_session import ClientSession
 from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError, OperationFailure
 
 from projector.fold import Writes
@@ -22,15 +24,20 @@ from shared.log import Cursor
 from shared.mongo import (
     DURABLE,
     META,
+    BlockingClient,
     Client,
-    Collection,
     Database,
     ReadConcern,
-    Session,
+    blocking_client,
     generation_database,
     translated,
 )
 from shared.read_models import CHECKPOINTS, POINTER_ID, POINTERS
+
+REPAIRS = "repairs"
+"""The field of a checkpoint that counts how often documents were mended in place, see `projector.repair`."""
+
+T = TypeVar("T")
 
 
 class Stopped(Struct, frozen=True):
@@ -72,6 +79,7 @@ class DocumentStore(Protocol):
         """How far the documents are. At the start of the log if nothing is stored yet.
 
         Raises:
+            Overtaken: documents were mended in place since the first call: what was loaded before is not good any more.
             Unavailable: the database does not answer.
         """
         ...
@@ -89,7 +97,7 @@ class DocumentStore(Protocol):
         """Write the documents and move the checkpoint from ``before`` to ``after``: both, or neither.
 
         Raises:
-            Overtaken: the checkpoint is not at ``before``.
+            Overtaken: the checkpoint is not at ``before``, or documents were mended in place meanwhile.
             DocumentRefused: a document cannot be stored.
             TooMuch: the database would not take them all in one transaction.
             Unavailable: the database does not answer. It may have happened.
@@ -130,16 +138,17 @@ async def open_documents(client: Client, generation: int, partition: int) -> Asy
     Raises:
         Unavailable: MongoDB does not answer.
     """
-    with translated("opening the read models"):
-        reads = await client.start_session()
-        writes = await client.start_session()
-    try:
-        store = MongoDocumentStore(client, generation_database(generation), partition, reads, writes)
-        await store.register()
-        yield store
-    finally:
-        await writes.end_session()
-        await reads.end_session()
+    blocking = blocking_client(client)
+    with ThreadPoolExecutor(2, f"documents-{generation}-{partition}") as threads:
+        with translated("opening the read models"):
+            reads, writes = [await _in_thread(threads, blocking.start_session) for _ in range(2)]
+        try:
+            store = MongoDocumentStore(blocking, generation_database(generation), partition, reads, writes, threads)
+            await store.register()
+            yield store
+        finally:
+            await _in_thread(threads, writes.end_session)
+            await _in_thread(threads, reads.end_session)
 
 
 class MongoDocumentStore:
@@ -149,50 +158,79 @@ class MongoDocumentStore:
     nowhere else. Reads go through a causally consistent session that knows our last write: after a failover a server
     that has not got it cannot answer them.
 
+    A transaction's statements follow each other in a thread: between any two of them, an event loop that prepares the
+    next batch would keep MongoDB waiting.
+
     MongoDB keeps the transaction of a client that was killed open for a minute, and with it the checkpoint. So each
     store notes its session where the next one finds it, and a checkpoint that is held without being moved for
     ``_PATIENCE_S`` is freed by ending the sessions noted by others.
     """
 
-    def __init__(self, client: Client, database: str, partition: int, reads: Session, writes: Session) -> None:
+    def __init__(
+        self,
+        client: BlockingClient,
+        database: str,
+        partition: int,
+        reads: ClientSession,
+        writes: ClientSession,
+        threads: ThreadPoolExecutor,
+    ) -> None:
         self._client = client
-        self._database: Database = client[database]
-        self._checkpoints: Collection = self._database[CHECKPOINTS]
-        self._sessions: Collection = client[META][_SESSIONS]
+        self._database = client[database]
+        self._checkpoints = self._database[CHECKPOINTS]
+        self._sessions = client[META][_SESSIONS]
         self._partition = partition
         self._sessions_key = f"{database}/{partition}"
         self._reads = reads
         self._writes = writes
-        self._own_session = cast("Document", writes.session_id)["id"]
+        self._threads = threads
+        self._own_session = writes.session_id["id"]
+        self._repairs: int | None = None
+        """How often documents of this partition had been mended in place when this store was first asked."""
 
     async def register(self) -> None:
         """Note our session for those who may have to end it."""
         with translated("noting the projector's session"):
-            await self._sessions.update_one(
-                {"_id": self._sessions_key},
-                {"$push": {"sessions": {"$each": [self._own_session], "$slice": -_NOTED_SESSIONS}}},
-                upsert=True,
-            )
+            await _in_thread(self._threads, self._register)
+
+    def _register(self) -> None:
+        self._sessions.update_one(
+            {"_id": self._sessions_key},
+            {"$push": {"sessions": {"$each": [self._own_session], "$slice": -_NOTED_SESSIONS}}},
+            upsert=True,
+        )
 
     async def checkpoint(self) -> Checkpoint:
         with translated("reading the checkpoint"):
-            found = await self._checkpoints.find_one({"_id": self._partition}, session=self._reads)
-        return Checkpoint() if found is None else checkpoint_in(found)
+            found = await _in_thread(
+                self._threads, lambda: self._checkpoints.find_one({"_id": self._partition}, session=self._reads)
+            )
+        if found is None:
+            return Checkpoint()
+        if self._repairs is None:
+            self._repairs = found.get(REPAIRS, 0)
+        elif self._repairs != found.get(REPAIRS, 0):
+            raise Overtaken
+        return checkpoint_in(found)
 
     async def load(self, wanted: Mapping[str, Sequence[str]], *, max_bytes: int | None) -> Documents:
-        size = 0
-        loaded: Documents = {}
         if max_bytes is not None and max_bytes < 0:
             raise TooMuch("the batch is too large without any documents")
         with translated("loading documents"):
-            for name, keys in wanted.items():
-                found = loaded[name] = {}
-                collection: Collection = self._database[name]
-                cursor = collection.find_raw_batches({"_id": {"$in": keys}}, batch_size=len(keys), session=self._reads)
-                async for batch in cursor:
+            return await _in_thread(self._threads, lambda: self._load(wanted, max_bytes))
+
+    def _load(self, wanted: Mapping[str, Sequence[str]], max_bytes: int | None) -> Documents:
+        size = 0
+        loaded: Documents = {}
+        for name, keys in wanted.items():
+            found = loaded[name] = {}
+            collection = self._database[name]
+            with collection.find_raw_batches(
+                {"_id": {"$in": keys}}, batch_size=len(keys), session=self._reads
+            ) as cursor:
+                for batch in cast("Iterable[bytes]", cursor):
                     size += len(batch)
                     if max_bytes is not None and size > max_bytes:
-                        await cursor.close()
                         raise TooMuch(f"the documents exceed {max_bytes} bytes")
                     for document in bson.decode_all(batch, collection.codec_options):
                         found[document["_id"]] = document
@@ -203,15 +241,16 @@ class MongoDocumentStore:
         while True:
             try:
                 with translated("applying events"), _too_much():
-                    return await self._apply(before, after, writes)
+                    return await _in_thread(self._threads, lambda: self._apply(before, after, writes))
             except _CheckpointHeld:
                 if time.monotonic() - held_since > _PATIENCE_S:
-                    await self._end_other_sessions()
+                    with translated("ending the sessions of projectors that are gone"):
+                        await _in_thread(self._threads, self._end_other_sessions)
                 await asyncio.sleep(_HELD_POLL_S)
 
-    async def _apply(self, before: Cursor, after: Checkpoint, writes: Writes) -> None:
-        async with self._writes.start_transaction(ReadConcern("snapshot"), DURABLE):
-            await self._move_checkpoint(before, after)
+    def _apply(self, before: Cursor, after: Checkpoint, writes: Writes) -> None:
+        with self._writes.start_transaction(ReadConcern("snapshot"), DURABLE):
+            self._move_checkpoint(before, after)
             for name in INDEXES:
                 new, changed = writes.new.get(name, {}), writes.changed.get(name, {})
                 if new or changed:
@@ -220,12 +259,12 @@ class MongoDocumentStore:
                         *(ReplaceOne({"_id": key}, document) for key, document in changed.items()),
                     ]
                     with _refusals(name, {**new, **changed}):
-                        result = await self._database[name].bulk_write(requests, ordered=False, session=self._writes)
+                        result = self._database[name].bulk_write(requests, ordered=False, session=self._writes)
                     if result.matched_count < len(changed):
-                        await self._miss(name, changed)
+                        self._miss(name, changed)
         self._reads.advance_operation_time(cast("Timestamp", self._writes.operation_time))
 
-    async def _move_checkpoint(self, before: Cursor, after: Checkpoint) -> None:
+    def _move_checkpoint(self, before: Cursor, after: Checkpoint) -> None:
         change: Document = {"$set": _fields(after.cursor)}
         if after.stopped is None:
             change["$unset"] = {"stopped": ""}
@@ -235,9 +274,10 @@ class MongoDocumentStore:
                 "reason": after.stopped.reason,
                 "at": after.stopped.at,
             }
+        unmended = {REPAIRS: self._repairs} if self._repairs else {REPAIRS: {"$exists": False}}
         try:
-            moved = await self._checkpoints.update_one(
-                {"_id": self._partition, **_fields(before)},
+            moved = self._checkpoints.update_one(
+                {"_id": self._partition, **_fields(before), **unmended},
                 change,
                 upsert=before == Cursor(),
                 session=self._writes,
@@ -251,20 +291,28 @@ class MongoDocumentStore:
         if moved.matched_count == 0 and moved.upserted_id is None:
             raise Overtaken
 
-    async def _miss(self, name: str, changed: Mapping[str, Document]) -> None:
-        collection: Collection = self._database[name]
-        there = {
-            found["_id"]
-            async for found in collection.find({"_id": {"$in": [*changed]}}, {"_id": True}, session=self._writes)
-        }
+    def _miss(self, name: str, changed: Mapping[str, Document]) -> None:
+        wanted = {"_id": {"$in": [*changed]}}
+        there = {found["_id"] for found in self._database[name].find(wanted, {"_id": True}, session=self._writes)}
         raise DocumentRefused(name, min(changed.keys() - there), "somebody removed it")
 
-    async def _end_other_sessions(self) -> None:
-        with translated("ending the sessions of projectors that are gone"):
-            noted = await self._sessions.find_one({"_id": self._sessions_key})
-            others = [{"id": session} for session in (noted or {}).get("sessions", ()) if session != self._own_session]
-            if others:
-                await self._client.admin.command("killSessions", others)
+    def _end_other_sessions(self) -> None:
+        noted = self._sessions.find_one({"_id": self._sessions_key})
+        others = [{"id": session} for session in (noted or {}).get("sessions", ()) if session != self._own_session]
+        if others:
+            self._client.admin.command("killSessions", others)
+
+
+async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """What the work comes to. Cancelled, this waits until it is over: nobody may use its session meanwhile."""
+    running = asyncio.get_running_loop().run_in_executor(threads, work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # it was looked at; being cancelled comes first
+        raise
 
 
 _SESSIONS = "projector_sessions"

@@ -7,7 +7,7 @@ from msgspec import Struct
 from pymongo import DeleteOne, ReplaceOne
 
 from projector.digests import digest_of
-from projector.documents import Checkpoint, checkpoint_in
+from projector.documents import REPAIRS, Checkpoint, checkpoint_in
 from projector.views import INDEXES, Document, Documents, no_documents, owner_query, project
 from shared.errors import EpisodesError, RecordsLost
 from shared.ids import StreamId
@@ -55,7 +55,7 @@ async def repair(
     with translated("repairing a stream"):
         async with await client.start_session() as session, session.start_transaction(ReadConcern("snapshot"), DURABLE):
             held = await database[CHECKPOINTS].find_one_and_update(
-                {"_id": partition}, {"$inc": {"repairs": 1}}, session=session, return_document=True
+                {"_id": partition}, {"$inc": {REPAIRS: 1}}, session=session, return_document=True
             )
             await fold.up_to(checkpoint_in(held))
             return await _mend(database, session, stream, fold.documents, collections)

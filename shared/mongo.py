@@ -62,8 +62,8 @@ def translated(what: str) -> Iterator[None]:
         raise Unavailable(f"{what}: {str(error).partition(', Timeout:')[0]}") from error
 
 
-_PASSING_CODES = frozenset({6, 7, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436})
-"""HostUnreachable, HostNotFound, NetworkTimeout, shutting down, WriteConflict, stepped down, not primary and kin."""
+_PASSING_CODES = frozenset({6, 7, 89, 91, 112, 189, 215, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""HostUnreachable, HostNotFound, NetworkTimeout, shutting down, WriteConflict, stepped down, a database that is being dropped, not primary and kin."""
 
 
 @asynccontextmanager
@@ -86,6 +86,12 @@ async def open_mongo(settings: MongoSettings, *, timeout_ms: int = 2_000) -> Asy
         client.close()
 
 
+def blocking_client(client: Client) -> BlockingClient:
+    """The client that ``client`` itself uses, from threads. Its calls block."""
+    blocking: BlockingClient = client.delegate
+    return blocking
+
+
 @contextmanager
 def open_blocking_mongo(settings: MongoSettings) -> Iterator[BlockingClient]:
     """A client for a process that does nothing else: its calls block."""
@@ -106,6 +112,7 @@ __all__ = [
     "Document",
     "ReadConcern",
     "Session",
+    "blocking_client",
     "generation_database",
     "open_blocking_mongo",
     "open_mongo",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from projector import generations
-from projector.documents import Checkpoint, MongoDocumentStore, Overtaken, open_documents
+from projector.documents import REPAIRS, Checkpoint, MongoDocumentStore, Overtaken, open_documents
 from projector.fold import Writes
 from projector.views import INDEXES
 from shared.ids import Position
@@ -41,7 +41,7 @@ async def client(servers: ThrowAwayServers) -> AsyncIterator[Client]:
 async def hold_the_checkpoint(store: MongoDocumentStore) -> None:
     """Move the checkpoint in a transaction that is never ended, as a projector does that is killed right then."""
     store._writes.start_transaction(ReadConcern("snapshot"), DURABLE)
-    await store._move_checkpoint(START, Checkpoint(SECOND))
+    await asyncio.to_thread(store._move_checkpoint, START, Checkpoint(SECOND))
 
 
 async def test_the_dead_do_not_hold_a_checkpoint_for_long(client: Client) -> None:
@@ -59,7 +59,7 @@ async def test_a_rival_that_is_alive_is_waited_for(client: Client) -> None:
 
         async def commit_soon() -> None:
             await asyncio.sleep(0.3)
-            await rival._writes.commit_transaction()
+            await asyncio.to_thread(rival._writes.commit_transaction)
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(commit_soon())
@@ -72,8 +72,8 @@ async def test_the_dead_of_another_partition_are_left_alone(client: Client) -> N
     async with open_documents(client, GENERATION, 1) as other, open_documents(client, GENERATION, 0) as ours:
         await hold_the_checkpoint(other)
         await ours.apply(START, Checkpoint(FIRST), NOTHING)
-        await ours._end_other_sessions()
-        await other._writes.commit_transaction()
+        await asyncio.to_thread(ours._end_other_sessions)
+        await asyncio.to_thread(other._writes.commit_transaction)
 
 
 async def test_reads_see_our_own_last_write(client: Client) -> None:
@@ -105,3 +105,20 @@ async def test_the_generation_in_use_stays(client: Client) -> None:
     await client[META][POINTERS].update_one({"_id": POINTER_ID}, {"$set": {"generation": GENERATION}}, upsert=True)
     assert await generations.prepare(client) == GENERATION
     await client[META][POINTERS].delete_one({"_id": POINTER_ID})
+
+
+async def test_a_batch_that_was_prepared_before_documents_were_mended_is_not_applied(client: Client) -> None:
+    async with open_documents(client, GENERATION, 0) as store:
+        await store.apply(START, Checkpoint(FIRST), NOTHING)
+    for _ in range(2):
+        async with open_documents(client, GENERATION, 0) as store:
+            assert await store.checkpoint() == Checkpoint(FIRST)
+            await client[generation_database(GENERATION)][CHECKPOINTS].update_one({"_id": 0}, {"$inc": {REPAIRS: 1}})
+            with pytest.raises(Overtaken):
+                await store.apply(FIRST, Checkpoint(SECOND), NOTHING)
+            with pytest.raises(Overtaken):
+                await store.checkpoint()
+    async with open_documents(client, GENERATION, 0) as store:
+        assert await store.checkpoint() == Checkpoint(FIRST)
+        await store.apply(FIRST, Checkpoint(SECOND), NOTHING)
+        assert await store.checkpoint() == Checkpoint(SECOND)
