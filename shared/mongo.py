@@ -63,7 +63,8 @@ def translated(what: str) -> Iterator[None]:
 
 
 _PASSING_CODES = frozenset({6, 7, 89, 91, 112, 189, 215, 262, 9001, 10107, 11600, 11602, 13435, 13436})
-"""HostUnreachable, HostNotFound, NetworkTimeout, shutting down, WriteConflict, stepped down, a database that is being dropped, not primary and kin."""
+"""HostUnreachable, HostNotFound, NetworkTimeout, shutting down, WriteConflict, stepped down, a database that is being
+dropped, not primary and kin."""
 
 
 @asynccontextmanager
