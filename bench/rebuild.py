@@ -107,9 +107,15 @@ async def empty(url: str) -> None:
         await generations.create_collections(client, BARE)
 
 
+def settle(url: str) -> None:
+    """Let MongoDB finish what earlier rounds left to be written, so that nobody pays for the one before."""
+    asyncio.run(empty(url))
+    MongoClient[dict[str, Any]](url).admin.command("fsync")
+
+
 def bare(url: str, documents: Portions, workers: int) -> float:
     """Seconds for the ceiling."""
-    asyncio.run(empty(url))
+    settle(url)
     fork = multiprocessing.get_context("fork")  # the documents are there already
     processes = [fork.Process(target=insert, args=(url, documents[number::workers])) for number in range(workers)]
     began = time.perf_counter()
@@ -137,6 +143,7 @@ def main(events: int, rounds: int, workers: int) -> None:
         documents: Portions = ()
         ours, ceilings, memories = [], [], []
         for number in range(rounds):
+            settle(servers.mongodb_url)
             rebuilt, _, memory = command(servers, folder, "rebuild", *options)
             events = rebuilt["verdict"]["events"]
             ours.append(events / rebuilt["load_seconds"])

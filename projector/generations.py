@@ -99,9 +99,13 @@ async def create_collections(client: Client, number: int) -> None:
 async def create_indexes(client: Client, number: int) -> None:
     """Create the indexes of a generation that are missing."""
     database: Database = client[generation_database(number)]
-    for collection, indexes in INDEXES.items():
-        if indexes:
-            await database[collection].create_indexes([IndexModel([*index]) for index in indexes])
+    await asyncio.gather(
+        *(
+            database[collection].create_indexes([IndexModel([*index]) for index in indexes])
+            for collection, indexes in INDEXES.items()
+            if indexes
+        )
+    )
 
 
 async def in_use(client: Client) -> int:
