@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,9 @@ def spill_job(kafka: KafkaSettings, plan: Plan, partition: int, folder: Path, sl
 
 def load_job(mongo: MongoSettings, generation: int, plan: Plan, number: int, folder: Path, slots: int) -> int:
     """Insert the documents of one range; its number. Those that a run that was killed has inserted stay."""
-    inserted: Future[None] | None = None
-    with open_blocking_mongo(mongo) as client, ThreadPoolExecutor(1) as inserts:
+    with open_blocking_mongo(mongo) as client:
         for collection, some in _folded(plan, folder, number, slots):
-            if inserted is not None:
-                inserted.result()
-            inserted = inserts.submit(_insert, client, generation, collection, some)
-        if inserted is not None:
-            inserted.result()
+            _insert(client, generation, collection, some)
     return number
 
 
