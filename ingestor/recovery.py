@@ -1,7 +1,6 @@
 """The log folded into the stored state, from where that is up to our fence, before a tenure begins."""
 
 import asyncio
-import gc
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -27,8 +26,6 @@ _FETCH_RECORDS = 2_000
 _CHUNK_RECORDS = 20_000
 _CHUNK_BYTES = 64 * 1024 * 1024
 """What is folded in memory before it goes to the stored state."""
-_FEW_COLLECTIONS = (50_000, 20, 100)
-"""What a recovery keeps is much and has no cycles: by default, a fifth of the time would go into looking for some."""
 _CALLERS_WAIT = timedelta(seconds=15)
 """Nobody waits longer for an answer."""
 _MOST_UNANSWERED = 2_000
@@ -66,7 +63,6 @@ async def recover(
         RecordsLost: our fence, or what was before it, is gone.
         Unavailable: Kafka is away, or the state cannot be written.
     """
-    gc.set_threshold(*_FEW_COLLECTIONS)
     async with open_partition(kafka, EVENTS, partition) as events:
         tp = TopicPartition(EVENTS, partition)
         checkpoint = await _trusted_checkpoint(store, events, tp, fence_offset)

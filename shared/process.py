@@ -66,7 +66,7 @@ def tune_interpreter() -> None:
     the next batch, kept MongoDB waiting between any two statements of a transaction.
     """
     gc.freeze()  # what was imported stays
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000, 20, 100)
     sys.setswitchinterval(0.0005)
 
 
