@@ -28,7 +28,9 @@ from shared.read_models import FOLDERS, NAMESPACES, TENANT_EPISODES
 from shared.settings import EVENTS, KafkaSettings
 
 _MARK_EVERY = 50_000
-"""Records between two marks of a spill."""
+"""Records between two marks of a spill,"""
+_MARKS = 40
+"""or fewer, so that there are so many of them: what is after the last one is done twice after a kill."""
 _FINAL_AT_ONCE = (TENANT_EPISODES, FOLDERS, NAMESPACES)
 """Collections whose documents never change once they are made: a fold hands them on as it goes."""
 _HAND_ON = 4_000
@@ -180,6 +182,7 @@ class _Spill:
         self._command: list[bytes] = []
         """The records of the command that is not complete yet, each behind its length."""
         self._since_mark = 0
+        self._mark_every = min(_MARK_EVERY, max(1, plan.ends[partition] // _MARKS))
         self._files: list[BinaryIO] = []
         for number, size in enumerate(self._done.sizes):
             path = _range_file(folder, partition, number)
@@ -213,7 +216,7 @@ class _Spill:
             self._events[number] += len(commit.events)
             self._command = []
         self._since_mark += 1 + len(commit.events)
-        if self._since_mark >= _MARK_EVERY:
+        if self._since_mark >= self._mark_every:
             self._note()
 
     def finish(self) -> Spilled:
