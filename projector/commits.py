@@ -14,7 +14,6 @@ from shared.log import Commit, Cursor, LogReader
 from shared.settings import EVENTS
 
 _IDLE_MS = 1_000
-_READ_AT_ONCE = 100
 
 
 class End(msgspec.Struct, frozen=True):
@@ -98,9 +97,7 @@ class CommitSource:
         except (RecordsLost, Unavailable) as error:
             self._end = End(self._read_to.offset, error)
             return False
-        for start in range(0, len(records), _READ_AT_ONCE):
-            self._read(records[start : start + _READ_AT_ONCE])
-            await asyncio.sleep(0)
+        self._read(records)
         return bool(records)
 
     def _read(self, records: Iterable["ConsumerRecord[bytes, bytes]"]) -> None:

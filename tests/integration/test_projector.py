@@ -325,7 +325,8 @@ async def test_a_record_that_cannot_be_read_stops_its_partition_loudly_and_no_ot
             history.step()
     before = harness.logs[1].cursor
     harness.logs[1].append_foreign(poison)
-    histories[1].step()
+    for _ in range(300):  # so that what is behind it comes in several portions
+        histories[1].step()
     process = harness.process()
     process.start()
     try:
