@@ -14,6 +14,8 @@ from shared.log import Commit, Cursor, LogReader
 from shared.settings import EVENTS
 
 _IDLE_MS = 1_000
+_READ_AT_ONCE = 100
+"""Records decoded before others have a turn: the batch before is on its way into the database."""
 
 
 class End(msgspec.Struct, frozen=True):
@@ -97,7 +99,11 @@ class CommitSource:
         except (RecordsLost, Unavailable) as error:
             self._end = End(self._read_to.offset, error)
             return False
-        self._read(records)
+        for start in range(0, len(records), _READ_AT_ONCE):
+            if self._end is not None:
+                break  # nothing behind what cannot be read
+            self._read(records[start : start + _READ_AT_ONCE])
+            await asyncio.sleep(0)
         return bool(records)
 
     def _read(self, records: Iterable["ConsumerRecord[bytes, bytes]"]) -> None:

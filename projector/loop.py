@@ -100,7 +100,7 @@ async def _follow(
 
     batch = await prepare(_Batch(cursor, cursor))
     while batch.end is None:
-        batch = await _both(prepare(batch), _apply(partition, batch, documents))
+        batch = await _both(_apply(partition, batch, documents), prepare(batch))
         size.grow()
     await _apply(partition, batch, documents)
     raise batch.end.error
@@ -162,12 +162,12 @@ def _stopped(end: End | None) -> Stopped | None:
     return Stopped(end.offset, str(end.error), datetime.now(UTC))
 
 
-async def _both(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, None]) -> T:
-    """Give the result of ``first`` when both are done. The first error ends the other and is raised as it is."""
+async def _both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, T]) -> T:
+    """Give the result of ``second`` when both are done. The first error ends the other and is raised as it is."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            result = tasks.create_task(first)
-            tasks.create_task(second)
+            tasks.create_task(first)
+            result = tasks.create_task(second)
     except ExceptionGroup as group:
         raise gravest(group) from group
     return result.result()
