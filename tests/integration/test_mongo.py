@@ -1,0 +1,41 @@
+"""MongoDB's errors in our words, on the real one."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import uuid4
+
+import pytest
+
+from shared.errors import Unavailable
+from shared.mongo import Client, open_mongo, translated
+from shared.settings import MongoSettings
+from tests.cluster import ThrowAwayServers
+
+
+@pytest.fixture
+async def client(servers: ThrowAwayServers) -> AsyncIterator[Client]:
+    async with open_mongo(MongoSettings(url=servers.mongodb_url)) as client:
+        yield client
+
+
+async def kill(client: Client, database: str, cursor_id: int) -> None:
+    await client[database].command("killCursors", "things", cursors=[cursor_id])
+
+
+async def drop(client: Client, database: str, _: int) -> None:
+    await client.drop_database(database)
+
+
+@pytest.mark.parametrize("lose", [kill, drop])
+async def test_a_cursor_that_is_gone_is_a_database_that_is_away(
+    client: Client, lose: Callable[[Client, str, int], Awaitable[None]]
+) -> None:
+    """As after a restart of MongoDB between two batches."""
+    database = f"test_{uuid4().hex}"
+    things = client[database].things
+    await things.insert_many([{"_id": number} for number in range(10)])
+    cursor = things.find({}, batch_size=2)
+    await cursor.next()
+    await lose(client, database, cursor.cursor_id)
+    with pytest.raises(Unavailable, match="reading things: "), translated("reading things"):
+        await cursor.to_list(None)
+    await client.drop_database(database)
