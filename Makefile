@@ -10,7 +10,7 @@ DURATION ?= 900
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up down status logs reset test check chaos fmt lock
+.PHONY: help venv demo up down status logs reset test check chaos bench fmt lock
 
 help:  ## Print these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ check: $(INSTALLED)  ## Format, lint, types, import rules
 
 chaos: $(INSTALLED)  ## Break everything, from a seed, while clients work, and look for what went wrong (DURATION=900 SEED=…)
 	$(BIN)/python -m tests.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench: $(INSTALLED)  ## Measure against floors and peers, into docs/benchmarks (ARGS="--quick", "--only 1,3"); needs wrk and Go
+	$(BIN)/python -m bench $(ARGS)
 
 fmt: $(INSTALLED)  ## Format the code, and mend what the linter can
 	$(BIN)/ruff format .

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
@@ -19,6 +19,7 @@ from msgspec import Raw
 
 from shared.codec import encode_record
 from shared.commands import Entity
+from shared.errors import Unavailable
 from shared.events import (
     BEFORE_ALL_COMMANDS,
     CommandType,
@@ -44,6 +45,7 @@ from shared.settings import EVENTS, KafkaSettings
 STREAMS = 10_000
 RECORDS_PER_BATCH = 1_000
 ITEMS_PER_BATCH = 8
+_KNOWN_SECONDS = 20.0
 _NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 _SENTENCE = "The arm drifted by two degrees and was calibrated again, as Grace Hopper had said it would. "
 
@@ -56,8 +58,6 @@ class _Stream:
 
     name: str
     stream: StreamId
-    partition: int
-    last_event_id: int = 0
     episodes: int = 0
     deleted: set[int] = field(default_factory=set)
 
@@ -66,80 +66,107 @@ class _Stream:
 class _Partition:
     """The end of a partition, and the records that are not sent yet."""
 
-    fence: int = 0
-    offset: int = 1
     position: int = 0
     records: list[Record] = field(default_factory=list)
+
+
+class Log:
+    """The log of one writer, command by command, in record batches that are taken away as they fill."""
+
+    def __init__(self, partitions: int) -> None:
+        fence = (None, encode_record(LoggedFence(WriterFenced("bench", "first")), at=_NOON), _NOON)
+        self.events = 0
+        self._ends = [_Partition(records=[fence]) for _ in range(partitions)]
+        self._last_event_ids: Counter[StreamId] = Counter()
+        self._commands = 0
+
+    def append(self, stream: StreamId, made: Sequence[Event], kind: CommandType) -> Iterator[tuple[int, list[Record]]]:
+        """Write the events of one command; the partition and the records of a batch that is full now, if one is."""
+        key = stream.encode()
+        partition = partition_of(key, len(self._ends))
+        end = self._ends[partition]
+        self._commands += 1
+        self.events += len(made)
+        at = _NOON + timedelta(milliseconds=10 * self._commands)
+        for number, event in enumerate(made, 1):
+            end.position += 1
+            self._last_event_ids[stream] += 1
+            logged = LoggedEvent(
+                stream=stream,
+                event_id=EventId(self._last_event_ids[stream]),
+                position=Position(end.position),
+                writer=0,
+                command_id=CommandId(f"01980e5a-7c00-7000-8000-{self._commands:012d}"),
+                command_offset=BEFORE_ALL_COMMANDS,
+                actor="alice",
+                at=at,
+                event=event,
+                completes=kind if number == len(made) else None,
+            )
+            end.records.append((key, encode_record(logged), at))
+        if len(end.records) >= RECORDS_PER_BATCH:
+            yield partition, end.records
+            end.records = []
+
+    def rest(self) -> Iterator[tuple[int, list[Record]]]:
+        """The batches that are not full."""
+        for partition, end in enumerate(self._ends):
+            if end.records:
+                yield partition, end.records
+                end.records = []
 
 
 def batches(events: int, partitions: int, *, seed: int = 1) -> Iterator[tuple[int, list[Record]]]:
     """The record batches of a log with about so many events: partition and records, in order. Commands stay whole."""
     chance = random.Random(seed)  # noqa: S311
-    streams = [_stream(number, partitions) for number in range(STREAMS)]
+    streams = [_stream(number) for number in range(STREAMS)]
     weights = [*accumulate(1 / rank for rank in range(1, STREAMS + 1))]
-    ends = [_Partition() for _ in range(partitions)]
-    for end in ends:
-        end.records.append((None, encode_record(LoggedFence(WriterFenced("bench", "first")), at=_NOON), _NOON))
-    done, commands = 0, 0
-    while done < events:
+    log = Log(partitions)
+    while log.events < events:
         for stream in chance.choices(streams, cum_weights=weights, k=1_000):
             is_tenant = stream.stream.startswith("tenant:")
             if is_tenant and chance.random() > 1.5 / ITEMS_PER_BATCH:
                 continue  # a batch makes many events, and there are to be as many of either kind
-            commands += 1
             made = _recorded(stream, chance) if is_tenant else _changed(stream, chance)
-            end = ends[stream.partition]
-            _put(end, stream, made, commands, "RecordEpisodes" if is_tenant else "UpsertEpisode")
-            done += len(made)
-            if len(end.records) >= RECORDS_PER_BATCH:
-                yield stream.partition, end.records
-                end.records = []
-            if done >= events:
+            yield from log.append(stream.stream, made, "RecordEpisodes" if is_tenant else "UpsertEpisode")
+            if log.events >= events:
                 break
-    yield from ((number, end.records) for number, end in enumerate(ends) if end.records)
+    yield from log.rest()
 
 
 async def preload(kafka: KafkaSettings, events: int) -> Counter[int]:
-    """Write the log; the number of records in each partition."""
-    _, partitions = await describe_topic(kafka, EVENTS)
+    """Write such a log; the number of records in each partition."""
+    return await write(kafka, EVENTS, batches(events, await partitions_of(kafka, EVENTS)))
+
+
+async def write(kafka: KafkaSettings, topic: str, some: Iterable[tuple[int, list[Record]]]) -> Counter[int]:
+    """Append record batches, one on its way to each partition at a time; the number of records in each."""
     written: Counter[int] = Counter()
     sent: dict[int, asyncio.Future[object]] = {}
     async with open_producer(kafka, batch_bytes=8 * 1024**2) as producer:
-        for partition, records in batches(events, partitions):
+        for partition, records in some:
             if partition in sent:
                 await sent[partition]
-            sent[partition] = await append_together(producer, EVENTS, partition, records)
+            sent[partition] = await append_together(producer, topic, partition, records)
             written[partition] += len(records)
         for future in sent.values():
             await future
     return written
 
 
-def _stream(number: int, partitions: int) -> _Stream:
+async def partitions_of(kafka: KafkaSettings, topic: str) -> int:
+    """How many partitions the topic has. One that was made just now may take a moment to be known."""
+    async with asyncio.timeout(_KNOWN_SECONDS):
+        while True:
+            try:
+                return (await describe_topic(kafka, topic))[1]
+            except Unavailable:
+                await asyncio.sleep(0.05)
+
+
+def _stream(number: int) -> _Stream:
     name = f"{'team' if number % 2 else 'tenant'}-{number}"
-    stream = namespace_stream(name) if number % 2 else tenant_stream(name)
-    return _Stream(name, stream, partition_of(stream.encode(), partitions))
-
-
-def _put(end: _Partition, stream: _Stream, made: list[Event], command: int, kind: CommandType) -> None:
-    at = _NOON + timedelta(milliseconds=10 * command)
-    key = stream.stream.encode()
-    for number, event in enumerate(made, 1):
-        end.position += 1
-        stream.last_event_id += 1
-        logged = LoggedEvent(
-            stream=stream.stream,
-            event_id=EventId(stream.last_event_id),
-            position=Position(end.position),
-            writer=end.fence,
-            command_id=CommandId(f"01980e5a-7c00-7000-8000-{command:012d}"),
-            command_offset=BEFORE_ALL_COMMANDS,
-            actor="alice",
-            at=at,
-            event=event,
-            completes=kind if number == len(made) else None,
-        )
-        end.records.append((key, encode_record(logged), at))
+    return _Stream(name, namespace_stream(name) if number % 2 else tenant_stream(name))
 
 
 def _recorded(stream: _Stream, chance: random.Random) -> list[Event]:

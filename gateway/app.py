@@ -21,8 +21,10 @@ from gateway.auth import Authenticator
 from gateway.dispatch import CommandTooLarge, Dispatcher, NoReply, OutcomeUnknown
 from gateway.entities import EntityExtractor, WordListExtractor
 from gateway.exchange import Bodies
-from gateway.problems import ON_EVERY_ANSWER, Problem, invalid, new_request_id, render, unavailable
-from gateway.queries import ReadModels
+from gateway.limits import Brake, ShareExceeded, TooMany
+from gateway.problems import ON_EVERY_ANSWER, Problem, invalid, new_request_id, rate_limited, render, unavailable
+from gateway.queries import PageTooLarge, ReadModels
+from gateway.rates import RateLimitedAuthenticator
 from gateway.reads import Reads
 from gateway.routes.batches import BatchRoutes
 from gateway.routes.operations import Lifecycle, OperationRoutes
@@ -63,11 +65,15 @@ def create_app(
             Exception: _answer_bug,
         },
     )
+    app.state.brake = Brake(settings.gateway_refusal_seconds)
     app.openapi = openapi.document  # type: ignore[method-assign]  # ours is written by hand: hot routes have no models
-    bodies = Bodies(settings.gateway_max_in_flight_bytes)
+    bodies = Bodies(settings.gateway_max_in_flight_bytes, settings.gateway_body_seconds)
     reads = Reads(read_models, most=settings.gateway_max_reads, remembered=settings.gateway_remembered_streams)
     writes = Writes(dispatcher, reads)
     patience = settings.gateway_min_event_wait
+    if settings.gateway_rate_limit is not None:
+        project_callers = RateLimitedAuthenticator(project_callers, settings.gateway_rate_limit)
+        batch_callers = RateLimitedAuthenticator(batch_callers, settings.gateway_rate_limit)
     app.router.routes.extend(
         [
             *ProjectRoutes(project_callers, bodies, writes, reads, patience=patience).routes(),
@@ -129,9 +135,11 @@ def problem_of(error: EpisodesError) -> Problem:
             return unavailable(str(error), members={"command_id": error.command_id})
         case Unavailable():
             return unavailable(str(error))
+        case ShareExceeded():
+            return rate_limited(str(error))
         case NoReply():
             return Problem("timeout", str(error), members={"command_id": error.command_id})
-        case CommandTooLarge():
+        case CommandTooLarge() | PageTooLarge():
             return Problem("payload_too_large", str(error))
         case _:
             raise error
@@ -141,10 +149,14 @@ _Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
 async def _answer_error(request: Request, error: EpisodesError) -> Response:
-    return render(problem_of(error), request.state.request_id)
+    if isinstance(error, TooMany):
+        await request.app.state.brake.hold()
+    return await _answer_problem(request, problem_of(error))
 
 
 async def _answer_problem(request: Request, problem: Problem) -> Response:
+    if problem.code == "rate_limited":
+        await request.app.state.brake.hold()
     return render(problem, request.state.request_id)
 
 

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
-from gateway.limits import Limit
+from gateway.limits import LatencyLimit, Limit, ShareExceeded
 from shared.codec import decode_receipt, encode_command
 from shared.commands import CORRELATION_ID, REPLY_PARTITION, TRACEPARENT, Command
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
@@ -27,6 +27,8 @@ from shared.receipts import Receipt
 from shared.settings import COMMANDS, MAX_COMMAND_BYTES, REPLIES, KafkaSettings
 from shared.supervisor import backoff, error_of
 
+_ALWAYS_IN_FLIGHT = 256
+"""However long writes take, so many may be under way."""
 _WATCH_EVERY = 0.3
 _WATCH_TIMEOUT = 1.2
 _BROKER_TIMEOUT_MS = 700
@@ -73,7 +75,16 @@ class Dispatcher(Protocol):
             CommandTooLarge: nothing was published.
             OutcomeUnknown: it may have been published.
             Unavailable: nothing was published.
+            ShareExceeded: nothing was published.
             NoReply: it was published; nobody said what it came to.
+        """
+
+    def check(self, caller: str) -> None:
+        """See whether one more command of this caller would be taken now.
+
+        Raises:
+            TooMany: there are too many.
+            ShareExceeded: this caller has too many.
         """
 
     @property
@@ -85,10 +96,16 @@ class KafkaDispatcher:
     """Commands go out through one idempotent producer; replies come in on one partition of the replies topic."""
 
     def __init__(
-        self, kafka: KafkaSettings, *, max_in_flight: int, max_in_flight_bytes: int, reply_timeout: float
+        self,
+        kafka: KafkaSettings,
+        *,
+        max_in_flight: int,
+        max_in_flight_bytes: int,
+        latency_target: float,
+        reply_timeout: float,
     ) -> None:
         self._kafka = kafka
-        self._commands = Limit(max_in_flight, "writes")
+        self._commands = LatencyLimit(max_in_flight, "writes", least=_ALWAYS_IN_FLIGHT, target=latency_target)
         self._bytes = Limit(max_in_flight_bytes, "bytes of writes")
         self._reply_timeout = reply_timeout
         self._instance_id = secrets.token_bytes(16)
@@ -107,6 +124,9 @@ class KafkaDispatcher:
     def missing(self) -> str | None:
         return self._disconnected if self._connection is None else None
 
+    def check(self, caller: str) -> None:
+        self._commands.check(caller)
+
     async def dispatch(self, command: Command, traceparent: str | None = None) -> Receipt:
         value = encode_command(command)
         if len(value) > MAX_COMMAND_BYTES:
@@ -114,8 +134,10 @@ class KafkaDispatcher:
         connection = self._connection
         if connection is None:
             raise Unavailable("Kafka does not answer")
-        slot = _Slot(self._commands, self._bytes, len(value))
-        reply: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        slot = _Slot(self._commands, self._bytes, command.actor, len(value))
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        reply: asyncio.Future[Receipt] = loop.create_future()
         headers = [
             (CORRELATION_ID, command.command_id.encode()),
             (REPLY_PARTITION, b"%d" % self._reply_partition),
@@ -132,6 +154,7 @@ class KafkaDispatcher:
             raise NoReply(command.command_id) from None
         finally:
             del self._waiting[command.command_id]
+            self._commands.observe(began_at, loop.time())
             slot.release()
 
     async def _publish(
@@ -259,23 +282,24 @@ class _Record:
 class _Slot:
     """A command's part of what may be in flight. Free once its caller is answered and its record settled."""
 
-    def __init__(self, commands: Limit, size_of_all: Limit, size: int) -> None:
-        size_of_all.take(size)
+    def __init__(self, commands: Limit, size_of_all: Limit, caller: str, size: int) -> None:
+        size_of_all.take(caller, size)
         try:
-            commands.take()
-        except Unavailable:
-            size_of_all.give_back(size)
+            commands.take(caller)
+        except (Unavailable, ShareExceeded):
+            size_of_all.give_back(caller, size)
             raise
         self._commands = commands
         self._size_of_all = size_of_all
+        self._caller = caller
         self._size = size
         self._holders = 2
 
     def release(self) -> None:
         self._holders -= 1
         if self._holders == 0:
-            self._commands.give_back()
-            self._size_of_all.give_back(self._size)
+            self._commands.give_back(self._caller)
+            self._size_of_all.give_back(self._caller, self._size)
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """What both APIs read from a request in the same way, and how their answers are put together."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.limits import Limit
-from gateway.problems import Problem, invalid
+from gateway.problems import Problem, invalid, too_slow
 from gateway.requests import NAME_RULE, is_idempotency_key, is_name
 
 MAX_BODY_BYTES: Final = 8 * 1024 * 1024
@@ -38,31 +39,36 @@ class ReadOptions(NamedTuple):
 
 
 class Bodies:
-    """Reads bodies, one of at most `MAX_BODY_BYTES`, and all together of at most so many bytes."""
+    """Reads bodies: each of at most `MAX_BODY_BYTES`, within so many seconds, and together of at most so many bytes."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, seconds: float) -> None:
         self._bytes = Limit(most_bytes, "bytes of bodies")
+        self._seconds = seconds
 
-    async def json(self, request: Request) -> Any:
+    async def json(self, request: Request, caller: str) -> Any:
         """The body, parsed.
 
         Raises:
-            Problem: 413, 415, or 400 for what is no JSON.
+            Problem: 408, 413, 415, or 400 for what is no JSON.
             Unavailable: too much is being received.
+            ShareExceeded: too much is being received from this caller.
         """
         _check_content(request)
         taken = 0
         try:
             chunks = []
-            async for chunk in request.stream():
-                if taken + len(chunk) > MAX_BODY_BYTES:
-                    raise _too_large()
-                self._bytes.take(len(chunk))
-                taken += len(chunk)
-                chunks.append(chunk)
+            async with asyncio.timeout(self._seconds):
+                async for chunk in request.stream():
+                    if taken + len(chunk) > MAX_BODY_BYTES:
+                        raise _too_large()
+                    self._bytes.take(caller, len(chunk))
+                    taken += len(chunk)
+                    chunks.append(chunk)
             return _parsed(b"".join(chunks))
+        except TimeoutError:
+            raise too_slow(f"The body did not arrive within {self._seconds:g} s") from None
         finally:
-            self._bytes.give_back(taken)
+            self._bytes.give_back(caller, taken)
 
 
 def _check_content(request: Request) -> None:

@@ -3,7 +3,7 @@
 Tests hold every answer of the gateway against it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -96,7 +96,7 @@ def _upsert() -> Json:
             "201": _answer("Created", "UpsertedEpisode", "write"),
             "200": _answer("Changed", "UpsertedEpisode", "write"),
         },
-        (400, 401, 403, 404, 410, 413, 415, 422),
+        (400, 401, 403, 404, 410, 413, 422),
         body="UpsertEpisode",
         description=(
             "Only the keys that are present are changed; `null` clears description, tags, folder and metadata. "
@@ -111,7 +111,7 @@ def _patch() -> Json:
         "Change an episode",
         "jwt",
         {"200": _answer("Changed", "PatchedEpisode", "write")},
-        (400, 401, 403, 404, 409, 413, 415, 422),
+        (400, 401, 403, 404, 409, 413, 422),
         body="PatchEpisode",
     )
 
@@ -142,7 +142,7 @@ def _record() -> Json:
         f"Record up to {MAX_ITEMS} episodes",
         "apiKey",
         {"201": _answer("The valid ones are recorded, all of them", "RecordedEpisodes", "write")},
-        (400, 401, 403, 413, 415, 422),
+        (400, 401, 403, 413, 422),
         body="RecordEpisodes",
         tag="batches",
         description="Items that are not valid are listed in `errors` and recorded nowhere; the others are recorded.",
@@ -155,6 +155,7 @@ def _list() -> Json:
         "List a project's episodes, oldest first",
         "jwt",
         _answer("One page; past the end an empty one", "EpisodeList", "read"),
+        errors={413},
         parameters=[
             _query("page", {"type": "integer", "minimum": 1, "default": 1}, "Which page"),
             _query(
@@ -260,17 +261,25 @@ def _write(
         "parameters": [
             _ref("parameters", each) for each in ("IdempotencyKey", "WaitProjected", "Traceparent", "RequestId")
         ],
-        "responses": answers | _errors({*errors, 413, 500, 503, 504}),
+        "responses": answers | _errors({*errors, 413, 429, 500, 503, 504}),
     }
     if description is not None:
         operation["description"] = description
     if body is not None:
+        operation["responses"] |= _errors({408, 415})
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": _ref("schemas", body)}}}
     return operation
 
 
 def _read(
-    name: str, summary: str, security: str, answer: Json, *, parameters: Sequence[Json] = (), tag: str = "projects"
+    name: str,
+    summary: str,
+    security: str,
+    answer: Json,
+    *,
+    parameters: Sequence[Json] = (),
+    errors: Iterable[int] = (),
+    tag: str = "projects",
 ) -> Json:
     return {
         "operationId": name,
@@ -278,7 +287,7 @@ def _read(
         "tags": [tag],
         "security": [{security: []}],
         "parameters": [*parameters, *(_ref("parameters", each) for each in ("MinEventId", "Prefer", "RequestId"))],
-        "responses": {"200": answer, **_errors({400, 401, 403, 404, 500, 503})},
+        "responses": {"200": answer, **_errors({400, 401, 403, 404, *errors, 429, 500, 503})},
     }
 
 
@@ -319,11 +328,13 @@ _PROBLEMS: Mapping[int, tuple[str, Sequence[str]]] = {
     403: ("Not open to the caller, or the episode is write-protected", _OF_STREAM),
     404: ("Not found; after a read, `X-Event-Id` says how far the read model is", _OF_STREAM),
     405: ("Not a method of this path", ("Allow",)),
+    408: ("The body does not arrive; the connection ends", ()),
     409: ("The new name is taken", _OF_STREAM),
     410: ("An episode of that name was deleted", _OF_STREAM),
     413: ("Too large", _OF_STREAM),
     415: ("The body is not `application/json`", ()),
     422: ("The Idempotency-Key was used for another request", _OF_STREAM),
+    429: ("This caller has too much under way, or sends too much a second", ("Retry-After",)),
     500: ("A bug; `request_id` finds it in the log", ()),
     503: (
         "Not now. With `command_id`: " + str(OutcomeUnknown.__doc__) + " It may still happen; "

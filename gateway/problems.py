@@ -25,11 +25,13 @@ CODES: Final[Mapping[int, tuple[str, ...]]] = {
     403: ("forbidden", "write_protected"),
     404: ("not_found",),
     405: ("method_not_allowed",),
+    408: ("request_timeout",),
     409: ("conflict",),
     410: ("gone",),
     413: ("payload_too_large",),
     415: ("unsupported_media_type",),
     422: ("idempotency_mismatch",),
+    429: ("rate_limited",),
     500: ("internal_error",),
     503: ("unavailable",),
     504: ("timeout",),
@@ -83,6 +85,16 @@ def unavailable(
     return Problem("unavailable", detail, headers={"Retry-After": "1", **(headers or {})}, members=members)
 
 
+def rate_limited(detail: str, *, retry_after: int = 1) -> Problem:
+    """This caller asks for too much. ``retry_after`` is in seconds."""
+    return Problem("rate_limited", detail, headers={"Retry-After": str(retry_after)})
+
+
+def too_slow(detail: str) -> Problem:
+    """The request takes too long to arrive; the connection ends."""
+    return Problem("request_timeout", detail, headers={"Connection": "close"})
+
+
 def refusal(refused: CommandRefused) -> Problem:
     """The ingestor's no."""
     return Problem(refused.code, refused.detail)
@@ -104,11 +116,15 @@ def render(problem: Problem, request_id: str) -> Response:
     return Response(msgspec.json.encode(body), problem.status, problem.headers, MEDIA_TYPE)
 
 
-def malformed_http(detail: str) -> bytes:
-    """The whole answer to bytes that are no HTTP request; the connection ends with it."""
-    answer = render(invalid(detail), new_request_id())
-    head = b"".join(b"%s: %s\r\n" % header for header in [*answer.raw_headers, *ON_EVERY_ANSWER])
-    return b"HTTP/1.1 400 Bad Request\r\n" + head + b"connection: close\r\n\r\n" + bytes(answer.body)
+def last_words(problem: Problem) -> bytes:
+    """The whole answer on a connection that no application answers on; the connection ends with it."""
+    answer = render(problem, new_request_id())
+    status = HTTPStatus(problem.status)
+    headers = [*answer.raw_headers, *ON_EVERY_ANSWER]
+    if "Connection" not in problem.headers:
+        headers.append((b"connection", b"close"))
+    head = b"".join(b"%s: %s\r\n" % header for header in headers)
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() + head + b"\r\n" + bytes(answer.body)
 
 
 def new_request_id() -> str:

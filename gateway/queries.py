@@ -5,14 +5,16 @@ A `ReadModel` is one generation, so an answer that is made from one never mixes 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import pymongo
 import structlog
+from cachetools import LRUCache
 
 from gateway.paging import Slice
-from shared.errors import Unavailable
+from shared.errors import EpisodesError, Unavailable
 from shared.ids import EventId, StreamId
 from shared.mongo import META, Client, Collection, Database, Document, generation_database, translated
 from shared.read_models import (
@@ -25,16 +27,40 @@ from shared.read_models import (
 )
 
 QUERY_SECONDS = 2.0
+LARGE = 64 * 1024
+"""Bytes of an episode that is not read together with others."""
+LARGEST_PAGE = 32 * 1024 * 1024
+"""Characters of descriptions and tags in one page of a list."""
 _POINTER_SECONDS = 0.5
 _MERGED = 200
-_MERGED_AT_ONCE = 4
+_AT_ONCE = 4
+"""Queries of a kind. MongoDB sends at most 16 MiB at a time, so what they hold is bounded too."""
+_LARGE_AT_ONCE = 2
+_KNOWN_LARGE = 10_000
 _NOT_BUILT = "The read model is not built yet"
 _AWAY = "MongoDB does not answer"
 
 K = TypeVar("K")
 V = TypeVar("V")
+Tell = Callable[[K, V], None]
+Load = Callable[[Sequence[K], Tell[K, V]], Awaitable[None]]
+"""Looks many keys up and tells the values as they come; nothing is told of keys without one."""
+
+
+class WaitRoom(Protocol):
+    """Waits until there is room for more answers."""
+
+    async def __call__(self, *, large: bool) -> None: ...
+
 
 _log = structlog.get_logger(__name__)
+
+
+class PageTooLarge(EpisodesError):
+    """The page of a list holds more than an answer may."""
+
+    def __init__(self) -> None:
+        super().__init__(f"This page holds more than {LARGEST_PAGE} characters: ask for a smaller pageSize")
 
 
 class ReadModel(Protocol):
@@ -53,7 +79,11 @@ class ReadModel(Protocol):
         """The living episode of that name."""
 
     async def project_episodes(self, project_id: str, where: Slice) -> Sequence[Document]:
-        """Living episodes in the order of their making, without metadata."""
+        """Living episodes in the order of their making, without metadata.
+
+        Raises:
+            PageTooLarge: they are too long.
+        """
 
     async def tenant_episode(self, tenant_id: str, episode_id: str) -> Document | None:
         """The tenant's episode of that id."""
@@ -77,8 +107,9 @@ class ReadModels(Protocol):
 class MongoReadModels:
     """Looks at the pointer to the generation in use twice a second, and so also whether MongoDB answers."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, wait_room: WaitRoom) -> None:
         self._client = client
+        self._wait_room = wait_room
         self._current: tuple[int, MongoReadModel] | None = None
         self._missing: str | None = "MongoDB was not reached yet"
 
@@ -112,7 +143,7 @@ class MongoReadModels:
             return _NOT_BUILT
         generation: int = pointer["generation"]
         if self._current is None or self._current[0] != generation:
-            self._current = generation, MongoReadModel(self._client[generation_database(generation)])
+            self._current = generation, MongoReadModel(self._client[generation_database(generation)], self._wait_room)
             _log.info("reading generation", generation=generation)
         return None
 
@@ -125,14 +156,21 @@ class _Place(NamedTuple):
 
 
 class MongoReadModel:
-    """One database. Lookups that come at the same time share one query."""
+    """One database. Lookups that come at the same time share one query; large episodes are read a few at a time."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, wait_room: WaitRoom) -> None:
         self._episodes = database[PROJECT_EPISODES]
-        self._stream = Merged(_by_id(database[STREAMS]))
-        self._project = Merged(_by_name(database[PROJECTS], ("namespace",), "slug", {}))
-        self._project_episode = Merged(_by_name(self._episodes, ("namespace", "project"), "name", {"deleted": False}))
-        self._tenant_episode = Merged(_by_id(database[TENANT_EPISODES]))
+        self._wait_room = wait_room
+        self._pages = asyncio.Semaphore(_AT_ONCE)
+        large = asyncio.Semaphore(_LARGE_AT_ONCE)
+        streams = _ById(database[STREAMS])
+        projects = _ByName(database[PROJECTS], ("namespace",), "slug", {})
+        project_episodes = _ByName(self._episodes, ("namespace", "project"), "name", {"deleted": False})
+        tenant_episodes = _ById(database[TENANT_EPISODES])
+        self._stream = Merged(streams.load)
+        self._project = Merged(projects.load)
+        self._project_episode = Episodes(project_episodes, large, wait_room)
+        self._tenant_episode = Episodes(tenant_episodes, large, wait_room)
 
     async def event_id(self, stream: StreamId) -> EventId:
         document = await self._stream.get(stream)
@@ -146,56 +184,129 @@ class MongoReadModel:
 
     async def project_episodes(self, project_id: str, where: Slice) -> Sequence[Document]:
         living = {"project_id": project_id, "deleted": False, "ordinal": {"$gt": where.after}}
+        found: list[Document] = []
+        left = LARGEST_PAGE
+
+        def tell(document: Document) -> None:
+            nonlocal left
+            left -= _length(document)
+            if left < 0:
+                raise PageTooLarge
+            found.append(document)
+
         cursor = self._episodes.find(living, {"metadata": False}).sort("ordinal", 1)
-        return await _all(cursor.skip(where.skip).limit(where.limit), where.limit)
+        async with _in_time(), self._pages:
+            await self._wait_room(large=False)
+            await _read(cursor.skip(where.skip).limit(where.limit), tell)
+        return found
 
     async def tenant_episode(self, tenant_id: str, episode_id: str) -> Document | None:
         document = await self._tenant_episode.get(episode_id)
         return document if document is not None and document["tenant_id"] == tenant_id else None
 
 
-def _by_id(collection: Collection) -> "Load[str, Document]":
-    async def load(ids: Sequence[str]) -> Mapping[str, Document]:
-        documents = await _all(collection.find({"_id": {"$in": [*ids]}}), len(ids))
-        return {document["_id"]: document for document in documents}
+class _ById:
+    """Documents by their ``_id``."""
 
-    return load
+    def __init__(self, collection: Collection) -> None:
+        self._collection = collection
+
+    async def load(self, ids: Sequence[str], tell: "Tell[str, Document]") -> None:
+        query = {"_id": {"$in": [*ids]}}
+        await _read(self._collection.find(query), lambda document: tell(document["_id"], document))
 
 
-def _by_name(
-    collection: Collection, among: Sequence[str], name: str, only: Mapping[str, Any]
-) -> "Load[_Place, Document]":
-    async def load(places: Sequence[_Place]) -> Mapping[_Place, Document]:
+class _ByName:
+    """Documents by their names and what those are in."""
+
+    def __init__(self, collection: Collection, among: Sequence[str], name: str, only: Mapping[str, Any]) -> None:
+        self._collection = collection
+        self._among = among
+        self._name = name
+        self._only = only
+
+    async def load(self, places: Sequence[_Place], tell: "Tell[_Place, Document]") -> None:
         names = defaultdict(list)
         for place in places:
             names[place.among].append(place.name)
         queries = [
-            {**dict(zip(among, values, strict=True)), name: {"$in": wanted}, **only} for values, wanted in names.items()
+            {**dict(zip(self._among, values, strict=True)), self._name: {"$in": wanted}, **self._only}
+            for values, wanted in names.items()
         ]
         query = queries[0] if len(queries) == 1 else {"$or": queries}
-        documents = await _all(collection.find(query), len(places))
-        return {_Place(tuple(document[key] for key in among), document[name]): document for document in documents}
+        await _read(self._collection.find(query), lambda document: tell(self._place(document), document))
 
-    return load
+    def _place(self, document: Document) -> _Place:
+        return _Place(tuple(document[key] for key in self._among), document[self._name])
 
 
-async def _all(cursor: Any, most: int) -> list[Document]:
+class Find(Protocol[K]):
+    """A way to find documents."""
+
+    async def load(self, keys: Sequence[K], tell: "Tell[K, Document]") -> None: ...
+
+
+class Episodes(Generic[K]):
+    """Single episodes. Large ones are read once more, a few at a time and when there is room for their answers."""
+
+    def __init__(self, find: Find[K], turns: asyncio.Semaphore, wait_room: WaitRoom) -> None:
+        self._find = find
+        self._turns = turns
+        self._wait_room = wait_room
+        self._merged = Merged(self._load)
+        self._known_large: LRUCache[K, bool] = LRUCache(_KNOWN_LARGE)
+
+    async def get(self, key: K) -> Document | None:
+        if key not in self._known_large:
+            document = await self._merged.get(key)
+            if document is not _TOO_LARGE_TO_MERGE:
+                return document
+            self._known_large[key] = True
+        found: list[Document] = []
+        async with _in_time(), self._turns:
+            await self._wait_room(large=True)
+            await self._find.load([key], lambda _, document: found.append(document))
+        return found[0] if found else None
+
+    async def _load(self, keys: Sequence[K], tell: "Tell[K, Document]") -> None:
+        await self._wait_room(large=False)
+        await self._find.load(
+            keys, lambda key, document: tell(key, document if _length(document) < LARGE else _TOO_LARGE_TO_MERGE)
+        )
+
+
+_TOO_LARGE_TO_MERGE: Document = {}
+
+
+def _length(episode: Document) -> int:
+    """About how many bytes an answer with it has."""
+    texts = (episode.get(name) or "" for name in ("metadata", "description", "content"))
+    return sum(map(len, texts)) + sum(map(len, episode.get("tags", ())))
+
+
+async def _read(cursor: Any, tell: Callable[[Document], None]) -> None:
+    """Tell the documents as they come: many can be larger than memory."""
     try:
         with translated(_AWAY), pymongo.timeout(QUERY_SECONDS):
-            documents: list[Document] = await cursor.to_list(most)
-            return documents
+            async for document in cursor:
+                tell(document)
     except Unavailable as error:
         raise Unavailable(_AWAY) from error  # addresses and the like are for the log and /readyz
 
 
-Load = Callable[[Sequence[K]], Awaitable[Mapping[K, V]]]
-"""Finds the values of many keys at once; keys without one are left out."""
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(QUERY_SECONDS):
+            yield
+    except TimeoutError as error:
+        raise Unavailable(_AWAY) from error
 
 
 class Merged(Generic[K, V]):
     """Merges lookups into few: those of one loop tick, and those that come while enough queries are under way."""
 
-    def __init__(self, load: Load[K, V], *, most: int = _MERGED, at_once: int = _MERGED_AT_ONCE) -> None:
+    def __init__(self, load: Load[K, V], *, most: int = _MERGED, at_once: int = _AT_ONCE) -> None:
         self._load = load
         self._most = most
         self._turns = asyncio.Semaphore(at_once)
@@ -204,35 +315,38 @@ class Merged(Generic[K, V]):
 
     async def get(self, key: K) -> V | None:
         """The key's value. Who asks first asks for all who join before the query is sent."""
-        try:
-            async with asyncio.timeout(QUERY_SECONDS):
-                if self._open is None or len(self._open) >= self._most:
-                    return await self._lead(key)
-                answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
-                self._open.setdefault(key, []).append(answer)
-                return await answer
-        except TimeoutError as error:
-            raise Unavailable(_AWAY) from error
+        async with _in_time():
+            if self._open is None or len(self._open) >= self._most:
+                return await self._lead(key)
+            answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+            self._open.setdefault(key, []).append(answer)
+            return await answer
 
     async def _lead(self, key: K) -> V | None:
-        joined: dict[K, list[asyncio.Future[V | None]]] = {key: []}
+        mine: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        joined: dict[K, list[asyncio.Future[V | None]]] = {key: [mine]}
         self._open = joined
+
+        def tell(found: K, value: V) -> None:
+            for answer in joined.pop(found, ()):
+                if not answer.done():
+                    answer.set_result(value)
+
         try:
             async with self._turns:
                 await asyncio.sleep(0)
                 self._close(joined)
-                found = await self._load(tuple(joined))
+                await self._load(tuple(joined), tell)
         except BaseException as error:
             self._close(joined)
+            mine.cancel()
             reason = error if isinstance(error, Exception) else Unavailable("the query that this one joined broke off")
             for answer in _unanswered(joined):
                 answer.set_exception(reason)
             raise
-        for wanted, answers in joined.items():
-            for answer in answers:
-                if not answer.done():
-                    answer.set_result(found.get(wanted))
-        return found.get(key)
+        for answer in _unanswered(joined):
+            answer.set_result(None)
+        return mine.result()
 
     def _close(self, joined: dict[K, list[asyncio.Future[V | None]]]) -> None:
         if self._open is joined:

@@ -8,7 +8,7 @@ from cachetools import LRUCache
 from starlette.responses import Response
 
 from gateway.exchange import ReadOptions, json_answer
-from gateway.limits import Limit
+from gateway.limits import Limit, ShareExceeded
 from gateway.problems import Problem, unavailable
 from gateway.queries import ReadModel, ReadModels
 from shared.errors import Unavailable
@@ -36,7 +36,12 @@ class Reads:
             self._acknowledged[stream] = event_id
 
     async def answer(
-        self, stream: StreamId, options: ReadOptions, ask: Callable[[ReadModel], Awaitable[bytes | None]], missing: str
+        self,
+        caller: str,
+        stream: StreamId,
+        options: ReadOptions,
+        ask: Callable[[ReadModel], Awaitable[bytes | None]],
+        missing: str,
     ) -> Response:
         """What ``ask`` finds in one read model, with how far that is in the stream. ``missing`` is said for `None`.
 
@@ -45,11 +50,12 @@ class Reads:
         Raises:
             Problem: 404, or 503 if the event_id was not reached in time.
             Unavailable: nothing can be read now.
+            ShareExceeded: this caller reads too much at once.
         """
         wanted = options.min_event_id or 0
         remembered = self._acknowledged.get(stream, 0)
         patience = REMEMBERED_WAIT if options.min_event_id is None else options.patience
-        with self._under_way():
+        with self._under_way(caller):
             model, event_id = await self._wait_event_id(stream, max(wanted, remembered), patience)
             headers = {"X-Event-Id": str(event_id)}
             if event_id < wanted:
@@ -61,22 +67,22 @@ class Reads:
             raise Problem("not_found", missing, headers=headers)
         return json_answer(body, headers=headers)
 
-    async def wait_projected(self, stream: StreamId, event_id: EventId) -> bool:
+    async def wait_projected(self, caller: str, stream: StreamId, event_id: EventId) -> bool:
         """Whether the event can be read, within `PROJECTED_WAIT` seconds."""
         try:
-            with self._under_way():
+            with self._under_way(caller):
                 _, reached = await self._wait_event_id(stream, event_id, PROJECTED_WAIT)
-        except Unavailable:
+        except (Unavailable, ShareExceeded):
             return False
         return reached >= event_id
 
     @contextmanager
-    def _under_way(self) -> Iterator[None]:
-        self._limit.take()
+    def _under_way(self, caller: str) -> Iterator[None]:
+        self._limit.take(caller)
         try:
             yield
         finally:
-            self._limit.give_back()
+            self._limit.give_back(caller)
 
     async def _wait_event_id(self, stream: StreamId, target: int, seconds: float) -> tuple[ReadModel, EventId]:
         loop = asyncio.get_running_loop()

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+from limits import RateLimitItem, parse
 from pydantic import Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from shared.settings import Settings
 
@@ -15,6 +17,8 @@ SHORTEST_SECRET = 32
 
 class GatewaySettings(Settings):
     """Where to listen, whom to let in, and how much to hold at once. Times are seconds."""
+
+    model_config = SettingsConfigDict(arbitrary_types_allowed=True)
 
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8000
@@ -38,12 +42,24 @@ class GatewaySettings(Settings):
     api_keys_file: Path | None = None
     """The same as JSON in a file, which is read again when it changes. Both may be given."""
 
+    gateway_rate_limit: RateLimitItem | None = None
+    """Requests of one caller to this gateway, like ``500/second``. Beyond: 429. Unlimited if not set."""
+    gateway_refusal_seconds: float = Field(default=1.0, ge=0)
+    """So long those wait for their 429 or 503 who ask for more than there is, lest they only ask faster."""
     gateway_max_in_flight: int = Field(default=4096, ge=1)
-    """Commands published or waited for. Beyond: 503."""
+    """Commands published or waited for. Beyond: 503, and 429 for a caller who holds more than is free."""
     gateway_max_in_flight_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
-    """Their size, and apart from that the size of the bodies that are being received."""
+    """Their size, and apart from that the size of the bodies that are being received. Beyond: the same."""
+    gateway_write_latency: float = Field(default=0.3, gt=0)
+    """While writes take longer, fewer are let in at once, until they do not."""
     gateway_max_reads: int = Field(default=1024, ge=1)
-    """Reads under way. Beyond: 503."""
+    """Reads under way. Beyond: the same."""
+    gateway_max_connections: int = Field(default=16384, ge=1)
+    """Open connections. Beyond: 503."""
+    gateway_max_unread_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Answers that wait for clients who read slowly. Beyond: other reads wait, and the slowest reader is cut."""
+    gateway_body_seconds: float = Field(default=60.0, gt=0)
+    """For a body to arrive. Beyond: 408."""
     gateway_reply_timeout: float = Field(default=10.0, gt=0)
     """How long a write waits for the ingestor's reply. Beyond: 504."""
     gateway_min_event_wait: float = Field(default=2.0, ge=0)
@@ -54,6 +70,11 @@ class GatewaySettings(Settings):
     """After SIGTERM: how long clients have to hear, with an answer, that they must close; then idle ones are closed."""
     gateway_stop_seconds: int = Field(default=15, ge=1)
     """How long running requests then have to end."""
+
+    @field_validator("gateway_rate_limit", mode="before")
+    @classmethod
+    def _is_rate(cls, rate: Any) -> Any:
+        return parse(rate) if isinstance(rate, str) else rate
 
     @field_validator("api_keys")
     @classmethod

@@ -18,6 +18,14 @@ class Writes:
         self._dispatcher = dispatcher
         self._reads = reads
 
+    def check(self, caller: str) -> None:
+        """See whether one more write of this caller would be taken now, before its body is read.
+
+        Raises:
+            EpisodesError: as `Dispatcher.check` says.
+        """
+        self._dispatcher.check(caller)
+
     async def answer(self, command: Command, options: WriteOptions) -> Response:
         """The answer to the write.
 
@@ -35,7 +43,7 @@ class Writes:
         if receipt.replayed:
             headers["Idempotency-Replayed"] = "true"
         if options.wait_projected:
-            projected = await self._reads.wait_projected(receipt.stream, receipt.event_id)
+            projected = await self._reads.wait_projected(command.actor, receipt.stream, receipt.event_id)
             headers["X-Projected"] = "true" if projected else "false"
         status, body = answers.outcome(receipt.outcome)
         return json_answer(body, status, headers)

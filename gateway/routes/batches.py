@@ -51,7 +51,8 @@ class BatchRoutes:
     async def record(self, request: Request) -> Response:
         caller = await self._caller(request)
         options = write_options(request)
-        body = as_object(await self._bodies.json(request))
+        self._writes.check(caller.actor)
+        body = as_object(await self._bodies.json(request, caller.actor))
         batch = record_episodes(body, self._extractor)
         _check_open(caller, batch.tenant_id)
         digest = request_hash(request, body) if options.idempotency_key is not None else ""
@@ -79,7 +80,9 @@ class BatchRoutes:
             document = await model.tenant_episode(tenant_id, episode_id)
             return None if document is None else answers.tenant_episode(document)
 
-        return await self._reads.answer(tenant_stream(tenant_id), options, ask, f"Episode '{episode_id}' was not found")
+        return await self._reads.answer(
+            caller.actor, tenant_stream(tenant_id), options, ask, f"Episode '{episode_id}' was not found"
+        )
 
     async def _caller(self, request: Request) -> Caller:
         return await self._authenticator.caller(request.headers.get("authorization"))

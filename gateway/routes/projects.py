@@ -50,7 +50,8 @@ class ProjectRoutes:
         caller = await self._caller(request)
         namespace, project = _project(request)
         options = write_options(request)
-        body = as_object(await self._bodies.json(request))
+        self._writes.check(caller.actor)
+        body = as_object(await self._bodies.json(request, caller.actor))
         name, fields = upsert_episode(body)
         origin = _origin(request, caller, options, _Target(namespace, project, name), body)
         del body
@@ -60,7 +61,8 @@ class ProjectRoutes:
         caller = await self._caller(request)
         target = _target(request)
         options = write_options(request)
-        body = as_object(await self._bodies.json(request))
+        self._writes.check(caller.actor)
+        body = as_object(await self._bodies.json(request, caller.actor))
         new_name, fields = patch_episode(body)
         origin = _origin(request, caller, options, target, body)
         del body
@@ -89,7 +91,7 @@ class ProjectRoutes:
             return None if document is None else answers.project_episode(document)
 
         return await self._reads.answer(
-            namespace_stream(target.namespace), options, ask, f"Episode '{target.name}' was not found"
+            caller.actor, namespace_stream(target.namespace), options, ask, f"Episode '{target.name}' was not found"
         )
 
     async def list(self, request: Request) -> Response:
@@ -108,7 +110,11 @@ class ProjectRoutes:
             return answers.project_episodes(episodes, page, project["total"])
 
         return await self._reads.answer(
-            namespace_stream(namespace), options, ask, f"Project '{slug}' was not found in namespace '{namespace}'"
+            caller.actor,
+            namespace_stream(namespace),
+            options,
+            ask,
+            f"Project '{slug}' was not found in namespace '{namespace}'",
         )
 
     async def _caller(self, request: Request) -> Caller:

@@ -358,8 +358,9 @@ BUGS: Sequence[Bug] = (
         name="mixed-generations",
         sentence="Goes on looking for episodes in the generation that was in use before.",
         file="gateway/queries.py",
-        old="            self._current = generation, MongoReadModel(self._client[generation_database(generation)])\n",
-        new="            model = MongoReadModel(self._client[generation_database(generation)])\n"
+        old="            self._current = generation, MongoReadModel(self._client[generation_database(generation)], "
+        "self._wait_room)\n",
+        new="            model = MongoReadModel(self._client[generation_database(generation)], self._wait_room)\n"
         "            if self._current is not None:\n"
         "                model._project_episode = self._current[1]._project_episode\n"
         "                model._episodes = self._current[1]._episodes\n"
@@ -373,8 +374,8 @@ BUGS: Sequence[Bug] = (
         name="lookups-swapped",
         sentence="Gives everybody who joined a lookup what the first one asked for.",
         file="gateway/queries.py",
-        old="                    answer.set_result(found.get(wanted))\n",
-        new="                    answer.set_result(found.get(key))\n",
+        old="            for answer in joined.pop(found, ()):\n",
+        new="            for answer in [one for there in joined.values() for one in there]:\n",
         findings=("read_unwritten", "generations_mixed", "read_missed", "read_back", "half_batch"),
         seconds=15,
     ),
@@ -398,8 +399,8 @@ BUGS: Sequence[Bug] = (
         name="deleted-shown",
         sentence="Shows an episode that is deleted.",
         file="gateway/queries.py",
-        old='"name", {"deleted": False}))',
-        new='"name", {}))',
+        old='"name", {"deleted": False})',
+        new='"name", {})',
         findings=("read_unwritten",),
     ),
     # -- the projector

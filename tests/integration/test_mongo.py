@@ -35,7 +35,7 @@ async def test_a_cursor_that_is_gone_is_a_database_that_is_away(
     await things.insert_many([{"_id": number} for number in range(10)])
     cursor = things.find({}, batch_size=2)
     await cursor.next()
-    await lose(client, database, cursor.cursor_id)
+    await lose(client, database, cursor.delegate.cursor_id)
     with pytest.raises(Unavailable, match="reading things: "), translated("reading things"):
         await cursor.to_list(None)
     await client.drop_database(database)

@@ -95,7 +95,14 @@ class FakeDispatcher:
         self.event_id = 45
         self.replayed = False
         self.error: Exception | None = None
+        self.checked: list[str] = []
+        self.busy: Exception | None = None
         self.missing: str | None = None
+
+    def check(self, caller: str) -> None:
+        self.checked.append(caller)
+        if self.busy is not None:
+            raise self.busy
 
     async def dispatch(self, command: Command, traceparent: str | None = None) -> Receipt:
         self.commands.append(command)
@@ -220,6 +227,7 @@ def settings(**given: Any) -> GatewaySettings:
         "jwt_secret": SECRET,
         "api_keys": {sha256(API_KEY.encode()).hexdigest(): ("my-app",)},
         "gateway_min_event_wait": 0.02,
+        "gateway_refusal_seconds": 0.01,
     }
     return GatewaySettings(**(told | given))
 

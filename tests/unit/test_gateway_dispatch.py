@@ -34,7 +34,11 @@ class FakeProducer:
 
 def dispatcher(*, reply_timeout: float = 5, most: int = 10, most_bytes: int = 10_000) -> KafkaDispatcher:
     return KafkaDispatcher(
-        KafkaSettings(), max_in_flight=most, max_in_flight_bytes=most_bytes, reply_timeout=reply_timeout
+        KafkaSettings(),
+        max_in_flight=most,
+        max_in_flight_bytes=most_bytes,
+        latency_target=0.3,
+        reply_timeout=reply_timeout,
     )
 
 

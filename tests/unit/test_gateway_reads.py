@@ -1,12 +1,11 @@
 """Waiting for the read model, merging lookups, and limits."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from gateway.exchange import ReadOptions
-from gateway.limits import Limit
 from gateway.problems import Problem
 from gateway.queries import Merged, ReadModel
 from gateway.reads import Reads
@@ -32,7 +31,7 @@ def reads(models: InMemoryReadModels, *, most: int = 10, remembered: int = 2) ->
 async def test_a_read_that_is_fresh_enough_waits_for_nothing() -> None:
     models = InMemoryReadModels()
     models.model.event_ids[STREAM] = 7
-    response = await reads(models).answer(STREAM, ReadOptions(7, 0), found, "")
+    response = await reads(models).answer("alice", STREAM, ReadOptions(7, 0), found, "")
     assert response.headers["x-event-id"] == "7"
     assert models.model.polls == 1
 
@@ -40,7 +39,7 @@ async def test_a_read_that_is_fresh_enough_waits_for_nothing() -> None:
 async def test_a_read_that_is_not_fresh_in_time_is_refused() -> None:
     models = InMemoryReadModels()
     with pytest.raises(Problem) as caught:
-        await reads(models).answer(STREAM, ReadOptions(1, 0.02), found, "")
+        await reads(models).answer("alice", STREAM, ReadOptions(1, 0.02), found, "")
     assert caught.value.status == 503
     assert caught.value.headers == {"Retry-After": "1", "X-Event-Id": "0"}
     assert models.model.polls > 2
@@ -52,8 +51,8 @@ async def test_what_was_acknowledged_last_is_remembered_for_some_streams() -> No
     for stream, event_id in (("a", 3), ("a", 2), ("b", 1), ("c", 1)):
         some.remember(StreamId(stream), EventId(event_id))
     models.model.event_ids = {StreamId("c"): 1}
-    await some.answer(StreamId("c"), ReadOptions(None, 0), found, "")
-    await some.answer(StreamId("a"), ReadOptions(None, 0), found, "")  # forgotten: it does not wait
+    await some.answer("alice", StreamId("c"), ReadOptions(None, 0), found, "")
+    await some.answer("alice", StreamId("a"), ReadOptions(None, 0), found, "")  # forgotten: it does not wait
     assert models.model.polls == 2
 
 
@@ -61,9 +60,9 @@ async def test_who_read_a_stream_is_not_led_back_by_a_generation_that_is_a_momen
     models = InMemoryReadModels()
     some = reads(models)
     models.model.event_ids[STREAM] = 7
-    await some.answer(STREAM, ReadOptions(None, 0), found, "")
+    await some.answer("alice", STREAM, ReadOptions(None, 0), found, "")
     models.model.event_ids[STREAM] = 5
-    waiting = asyncio.ensure_future(some.answer(STREAM, ReadOptions(None, 0), found, ""))
+    waiting = asyncio.ensure_future(some.answer("alice", STREAM, ReadOptions(None, 0), found, ""))
     for _ in range(5):
         await asyncio.sleep(0)
     assert not waiting.done()
@@ -74,28 +73,30 @@ async def test_who_read_a_stream_is_not_led_back_by_a_generation_that_is_a_momen
 async def test_more_reads_than_there_may_be_are_refused() -> None:
     models = InMemoryReadModels()
     few = reads(models, most=1)
-    waiting = asyncio.ensure_future(few.answer(STREAM, ReadOptions(1, 0.05), found, ""))
+    waiting = asyncio.ensure_future(few.answer("alice", STREAM, ReadOptions(1, 0.05), found, ""))
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="Too many reads"):
-        await few.answer(STREAM, ReadOptions(None, 0), found, "")
+        await few.answer("alice", STREAM, ReadOptions(None, 0), found, "")
     with pytest.raises(Problem):
         await waiting
-    await few.answer(STREAM, ReadOptions(None, 0), found, "")
+    await few.answer("alice", STREAM, ReadOptions(None, 0), found, "")
 
 
 async def test_what_is_not_found_is_404_with_how_far_the_read_model_is() -> None:
     with pytest.raises(Problem, match="It is not there") as caught:
-        await reads(InMemoryReadModels()).answer(STREAM, ReadOptions(None, 0), nothing_found, "It is not there")
+        await reads(InMemoryReadModels()).answer(
+            "alice", STREAM, ReadOptions(None, 0), nothing_found, "It is not there"
+        )
     assert (caught.value.status, caught.value.headers) == (404, {"X-Event-Id": "0"})
 
 
 async def test_a_write_that_is_never_readable_is_told_so_at_once_when_mongodb_is_away() -> None:
     models = InMemoryReadModels()
     models.missing = "away"
-    assert not await reads(models).wait_projected(STREAM, EventId(1))
+    assert not await reads(models).wait_projected("alice", STREAM, EventId(1))
     models.missing = None
     models.model.event_ids[STREAM] = 1
-    assert await reads(models).wait_projected(STREAM, EventId(1))
+    assert await reads(models).wait_projected("alice", STREAM, EventId(1))
 
 
 class Loaded:
@@ -108,12 +109,15 @@ class Loaded:
         if at_once:
             self.go_on.set()
 
-    async def __call__(self, keys: Sequence[int]) -> Mapping[int, str]:
+    async def __call__(self, keys: Sequence[int], tell: Callable[[int, str], None]) -> None:
         self.asked.append(tuple(keys))
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        return {key: str(key) for key in keys if key > 0}
+        for key in keys:
+            if key > 0:
+                tell(key, str(key))
+                await asyncio.sleep(0)
 
 
 async def test_lookups_of_one_moment_share_a_query() -> None:
@@ -179,13 +183,3 @@ async def test_who_joined_can_leave() -> None:
     joins.cancel()
     load.go_on.set()
     assert await leads == "1"
-
-
-def test_a_limit_is_a_limit() -> None:
-    limit = Limit(10, "things")
-    limit.take(10)
-    with pytest.raises(Unavailable, match="Too many things are under way"):
-        limit.take()
-    limit.give_back(3)
-    limit.take(3)
-    assert limit.taken == 10

@@ -1,0 +1,39 @@
+"""aiokafka's `getmany` alone: how fast a topic is read from its start, with nothing done to the records.
+
+    python -m bench.floors.getmany --bootstrap HOST:PORT --topic NAME
+
+Prints JSON: records a second, CPU seconds per 1,000.
+"""
+
+import argparse
+import json
+import time
+
+import uvloop
+
+from bench.floors.relay import make_consumer
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bootstrap", required=True)
+    parser.add_argument("--topic", required=True)
+    options = parser.parse_args()
+    consumer = make_consumer(options.bootstrap)
+    consumer.subscribe([options.topic])  # without a group: all of its partitions
+    await consumer.start()
+    try:
+        partitions = consumer.assignment()
+        left = sum((await consumer.end_offsets(partitions)).values())
+        await consumer.seek_to_beginning(*partitions)
+        cpu, began, read = time.process_time(), time.perf_counter(), 0
+        while read < left:
+            read += sum(map(len, (await consumer.getmany(timeout_ms=1_000)).values()))
+        rate = read / (time.perf_counter() - began)
+        print(json.dumps({"rate": rate, "cpu": (time.process_time() - cpu) / read * 1_000}))
+    finally:
+        await consumer.stop()
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

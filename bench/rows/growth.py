@@ -1,0 +1,253 @@
+"""Rows 9 and 10: what a deep page costs, and what an event costs as episodes, tenants and partitions grow in number."""
+
+import contextlib
+import functools
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+
+import httpx
+
+from bench.events import Log, Record, write
+from bench.harness import (
+    Options,
+    Row,
+    RowResult,
+    Sample,
+    Target,
+    interleave,
+    measured,
+    median_of,
+    ratio_of,
+)
+from bench.load.generators import COUNTER, Request, closed_loop
+from bench.stacks import PROJECT, TEXT, Size, Stack, created, founding, open_stack, user
+from shared.codec import encode_command
+from shared.commands import EpisodeFields, UpsertEpisode
+from shared.events import ProjectEpisodeDeleted
+from shared.ids import namespace_stream, new_command_id
+from shared.kafka import partition_of
+from shared.settings import COMMANDS
+
+PAGE = 50
+_OWNER = "alice"
+_WHOLE, _GAPS = "whole", "gaps"
+_DELETED = 0.1
+
+
+async def deep_pages(options: Options) -> RowResult:
+    """A list's last page beside its first."""
+    episodes = options.count(200_000, 2_000)
+    last = episodes // PAGE
+    size = Size(episodes, tenants=1, partitions=4)
+    async with open_stack(size, _lists(size)) as stack:
+        headers = {"Authorization": f"Bearer {stack.cluster.token(_OWNER)}"}
+        gateway = stack.cluster.processes["gateway"]
+        assert gateway.pid is not None
+
+        async def read(path: str) -> Sample:
+            with measured([gateway.pid or 0]) as used:
+                load = await closed_loop(
+                    stack.cluster.url, [Request(path, headers)], callers=1, seconds=options.either(3, 1)
+                )
+            assert not load.refused, path
+            return Sample(load.rate, 1000 * used.cpu / (load.rate * used.seconds), load.latency)
+
+        candidates: dict[str, Callable[[], Awaitable[Sample]]] = {}
+        for project, what in ((_WHOLE, "none deleted"), (_GAPS, "10 % deleted")):
+            for page in (1, last):
+                path = f"/namespaces/{_OWNER}/projects/{project}/episodes?page={page}&pageSize={PAGE}"
+                await _check_page(stack, path, headers)
+                candidates[f"page {page:,}, {what}"] = partial(read, path)
+        samples = await interleave(candidates, options.rounds)
+    targets = []
+    for letter, what in (("a", "none deleted"), ("b", "10 % deleted at random")):
+        key = what.removesuffix(" at random")
+        deep, first = samples[f"page {last:,}, {key}"], samples[f"page 1, {key}"]
+        ratio, seconds = ratio_of(deep, first, "p50"), median_of(deep, "p50")
+        measured_text = f"{ratio.text('.2f')} x (p50 {seconds.median * 1e3:.2f} ms)"
+        name = f"list page {last:,} of {episodes:,} episodes, {what}"
+        targets.append(Target(f"9{letter}", name, "≤ 1.5 x page 1", measured_text, met=ratio.median <= 1.5))
+    note = (
+        f"One caller at the HTTP API, pages of {PAGE}, with authentication. Where episodes are deleted, {episodes:,} "
+        "live, so that the page is full. CPU seconds are the gateway's."
+    )
+    return RowResult(targets, samples, [note], unit="pages")
+
+
+def _lists(size: Size) -> Iterator[tuple[int, list[Record]]]:
+    """Two projects: one whole, and one with as many left after every tenth was deleted."""
+    log, stream, chance = Log(size.partitions), namespace_stream(_OWNER), random.Random(1)  # noqa: S311
+    yield from log.append(stream, founding(_OWNER, _WHOLE, _GAPS), "UpsertEpisode")
+    for number in range(size.episodes):
+        yield from log.append(stream, [created(_OWNER, _WHOLE, number)], "UpsertEpisode")
+    made = round(size.episodes / (1 - _DELETED))
+    for number in range(made):
+        yield from log.append(stream, [created(_OWNER, _GAPS, number)], "UpsertEpisode")
+    for number in chance.sample(range(made), made - size.episodes):
+        gone = ProjectEpisodeDeleted(f"{_OWNER}-{_GAPS}-{number}", f"{_OWNER}-{_GAPS}", _GAPS, f"run-{number}")
+        yield from log.append(stream, [gone], "DeleteEpisode")
+    yield from log.rest()
+
+
+async def _check_page(stack: Stack, path: str, headers: Mapping[str, str]) -> None:
+    async with httpx.AsyncClient(base_url=stack.cluster.url, timeout=30, trust_env=False) as http:
+        answer = await http.get(path, headers=dict(headers))
+    assert answer.is_success, answer.text
+    assert len(answer.json()["episodes"]) == PAGE, f"{path} is not full"
+
+
+HTTP, BACKLOG = "single writes", "backlog"
+_CALLERS = 64
+_DIFFERENT = 5_000
+_COMMANDS_PER_BATCH = 500
+_MOST = 1.3
+
+
+class Growing:
+    """The two loads on one stack. Both change episodes that are there, chosen at random, so that it does not grow."""
+
+    def __init__(self, stack: Stack, options: Options) -> None:
+        self._stack = stack
+        self._seconds = options.either(3, 1)
+        self._backlog = options.count(30_000, 2_000)
+        self._random = random.Random(1)  # noqa: S311
+        token = functools.cache(stack.cluster.token)
+        self._requests = [
+            Request(
+                f"/namespaces/{owner}/projects/{PROJECT}/episodes",
+                {"Authorization": f"Bearer {token(owner)}"},
+                f'{{"name":"{name}","description":"{TEXT}{COUNTER}"}}'.encode(),
+            )
+            for owner, name in self._some(_DIFFERENT)
+        ]
+
+    async def singly(self) -> Sample:
+        """Upserts over HTTP, from 64 callers."""
+
+        async def ask() -> Mapping[str, float]:
+            load = await closed_loop(self._stack.cluster.url, self._requests, callers=_CALLERS, seconds=self._seconds)
+            return {"refused": load.refused}
+
+        return await self._measure(ask, 1)
+
+    async def backlog(self) -> Sample:
+        """Commands that stand in Kafka all at once, as after an outage: ingestor and projector, without the gateway."""
+        commands = [*self._commands()]
+
+        async def put() -> Mapping[str, float]:
+            await write(self._stack.kafka, COMMANDS, commands)
+            return {}
+
+        return await self._measure(put, self._backlog)
+
+    async def _measure(self, load: Callable[[], Awaitable[Mapping[str, float]]], least: int) -> Sample:
+        """Until the read models have what came of it, ``least`` events or more."""
+        before = await self._stack.wait_level()
+        with measured(self._stack.pids) as used:
+            extra = await load()
+            events = await self._stack.wait_level(before + least) - before
+        return Sample(events / used.seconds, 1000 * used.cpu / events, extra=extra)
+
+    def _some(self, count: int) -> Iterator[tuple[str, str]]:
+        size = self._stack.size
+        for _ in range(count):
+            yield user(self._random.randrange(size.tenants)), f"run-{self._random.randrange(size.of_each)}"
+
+    def _commands(self) -> Iterator[tuple[int, list[Record]]]:
+        """As a gateway writes them, but that nobody waits for their answers."""
+        waiting: defaultdict[int, list[Record]] = defaultdict(list)
+        for number, (owner, name) in enumerate(self._some(self._backlog)):
+            command = UpsertEpisode(
+                command_id=new_command_id(),
+                actor=owner,
+                request_hash="",
+                namespace=owner,
+                project=PROJECT,
+                name=name,
+                owner=True,
+                fields=EpisodeFields(description=f"{TEXT}{number} {self._random.random()}"),
+            )
+            key = command.stream.encode()
+            partition = partition_of(key, self._stack.size.partitions)
+            waiting[partition].append((key, encode_command(command), datetime.now(UTC)))
+            if len(waiting[partition]) == _COMMANDS_PER_BATCH:
+                yield partition, waiting.pop(partition)
+        yield from waiting.items()
+
+
+async def growth(options: Options) -> RowResult:
+    """What an event costs, in CPU seconds of our processes and in time, along three axes."""
+    middle = options.count(100_000, 2_000)
+    base = Size(middle, tenants=options.count(1_000, 50))
+    small = replace(base, episodes=middle // 10)
+    large = replace(base, episodes=middle * 10)
+    axes: dict[str, tuple[str, list[Size]]] = {
+        "a": (f"{small.episodes:,} → {base.episodes:,} → {large.episodes:,} episodes", [small, base, large]),
+        "b": (f"1 → {base.tenants:,} tenants", [replace(base, tenants=1), base]),
+        "c": (f"1 → {base.partitions} partitions", [replace(base, partitions=1), base]),
+    }
+    targets: list[Target] = []
+    samples: dict[str, list[Sample]] = {}
+    async with open_stack(base) as middle_stack:
+        for letter, (what, sizes) in axes.items():
+            async with contextlib.AsyncExitStack() as opened:
+                stacks = [
+                    middle_stack if size is base else await opened.enter_async_context(open_stack(size))
+                    for size in sizes
+                ]
+                taken = await _one_axis(stacks, options)
+            targets.append(_target(letter, what, [_name(size) for size in sizes], taken))
+            samples |= {f"{what}: {name}": each for name, each in taken.items()}
+    return RowResult(targets, samples, [*_NOTES], unit="events")
+
+
+async def _one_axis(stacks: Sequence[Stack], options: Options) -> dict[str, list[Sample]]:
+    candidates: dict[str, Callable[[], Awaitable[Sample]]] = {}
+    for stack in stacks:
+        load = Growing(stack, options)
+        candidates |= {f"{HTTP}, {_name(stack.size)}": load.singly, f"{BACKLOG}, {_name(stack.size)}": load.backlog}
+    return await interleave(candidates, options.rounds)
+
+
+def _name(size: Size) -> str:
+    return f"{size.episodes:,} episodes, {size.tenants:,} tenants, {size.partitions} partitions"
+
+
+def _target(letter: str, what: str, names: Sequence[str], taken: Mapping[str, list[Sample]]) -> Target:
+    """The dearest of the later sizes beside the first, round by round; the worst of both loads, in CPU and in time."""
+    parts, worst = [], 0.0
+    for load in (HTTP, BACKLOG):
+        first, *others = (taken[f"{load}, {name}"] for name in names)
+        for kind, cost in (("CPU", _cpu), ("time", _time)):
+            spread = max((ratio_of(other, first, cost) for other in others), key=lambda ratio: ratio.median)
+            parts.append(f"{load} {kind} {spread.text('.2f')} x")
+            worst = max(worst, spread.median)
+    return Target(f"10{letter}", f"cost per event, {what}", f"≤ {_MOST} x", "; ".join(parts), met=worst <= _MOST)
+
+
+def _cpu(sample: Sample) -> float | None:
+    return sample.cpu
+
+
+def _time(sample: Sample) -> float:
+    return 1 / sample.rate
+
+
+_NOTES = (
+    (
+        "Both loads change episodes that are there, chosen at random, so that a size stays what it is. *Single "
+        f"writes*: upserts over HTTP from {_CALLERS} callers, until they can be read. *Backlog*: 30,000 upserts that "
+        "stand in Kafka all at once, until they can be read; the gateway has no part in it."
+    ),
+    (
+        "CPU seconds are those of gateway, ingestor and projector, one process each. The sizes of one axis run side by "
+        "side on servers of their own and are measured in turns; those that are not measured are idle."
+    ),
+    "With one tenant all writes go through one partition, of one namespace.",
+)
+
+ROWS: Mapping[str, Row] = {"9": deep_pages, "10": growth}
