@@ -248,8 +248,8 @@ _NOTES = (
     (
         "The peers read the same values from a topic of their own, under the document's id as key, and upsert the "
         "event's `data`, at least once. They fold nothing, keep no counters, no versions and no position beside the "
-        "documents, and write one collection where the projector keeps seven up to date. The first gets the indexes that our "
-        "episodes have (project, name; project, ordinal); *without indexes* has only `_id`."
+        "documents, and write one collection where the projector keeps seven up to date. The first gets the "
+        "indexes that our episodes have (project, name; project, ordinal); *without indexes* has only `_id`."
     ),
     (
         "A peer's time begins with its first record (Quix) or its first visible documents (the connector), so that "
