@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from bench.harness import Options, Row, RowResult, Sample, interleave, ratio_of
@@ -14,8 +15,9 @@ FENCED, TRANSACTIONS = "log-fenced writer", "transactions"
 _ITEMS = 100
 _NOTES = (
     (
-        "Gateway, projector, decisions and load are the same; only what appends differs. Each has servers of its own, "
-        "and those that are not measured are idle."
+        "Gateway, decisions and load are the same; only what appends differs. Each has servers of its own, and those "
+        "that are not measured are idle. No projector runs: our reader's rule counts on consecutive offsets, and stops "
+        "at the markers that transactions leave in the log."
     ),
     (
         "*classic*: events, replies and offsets in one transaction for all commands that came meanwhile. The gateway "
@@ -30,11 +32,11 @@ async def transactions(options: Options) -> RowResult:
     seconds = options.either(2, 1)
     candidates: dict[str, Callable[[], Awaitable[Sample]]] = {}
     with contextlib.ExitStack() as stack:
-        services = {FENCED: ours(stack.enter_context(running()))}
+        services = {FENCED: _without_projector(stack.enter_context(running()))}
         for pattern in (CLASSIC, LEAN):
             bench = stack.enter_context(running())
             await asyncio.to_thread(_replace_ingestor, bench, pattern)
-            services[f"{TRANSACTIONS}, {pattern}"] = ours(bench)
+            services[f"{TRANSACTIONS}, {pattern}"] = _without_projector(bench)
         for load, sample in _LOADS.items():
             for name, service in services.items():
                 await sample(service, 1.0)  # warms up
@@ -56,6 +58,17 @@ async def transactions(options: Options) -> RowResult:
         )
     }
     return RowResult([], samples, [*told, *_NOTES], configuration, unit="events")
+
+
+def _without_projector(bench: Bench) -> Service:
+    projector = bench.cluster.processes["projector"]
+    projector.stop()
+    service = ours(bench)
+    return replace(service, processes=[one for one in service.processes if one is not projector], settle=_nothing)
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _replace_ingestor(bench: Bench, pattern: str) -> None:

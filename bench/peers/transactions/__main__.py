@@ -12,6 +12,9 @@ Kafka's producer epoch fences a writer that was replaced, instead of the offset 
 * ``lean``: the events alone. They carry the offset of their command, so a successor finds the next one in the log; and
   callers hear after the commit, by the same sender of replies that our ingestor has. The least that is safe.
 
+It is for measuring, on topics that are empty: the markers of transactions take offsets, and our reader's rule, by which
+it recovers too, stops where offsets are missing. So no projector reads behind it, and it cannot be started twice.
+
 It is tuned as well as aiokafka allows: back-offs of 3 ms where its defaults are 100 and 20, no linger, record batches
 made here, replies of a gateway in one batch.
 """
