@@ -17,7 +17,7 @@ from local.process import ROOT
 from shared.process import configure_logging
 from tests.cluster import throw_away_servers
 
-MODULES = ("writes", "reads", "projection", "rebuild", "growth", "recovery")
+MODULES = ("writes", "reads", "projection", "rebuild", "growth", "recovery", "transactions")
 """In `bench.rows`; each has `ROWS`: the numbers of the targets that a row measures, as ``4,5`` → the row."""
 
 

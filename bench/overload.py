@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ import httpx
 import psutil
 
 from bench.harness import Latency
-from bench.load.generators import COUNTER, Request, _write_targets, closed_loop, need_vegeta
+from bench.load.generators import COUNTER, Request, closed_loop, need_vegeta, write_targets
 from local.services import api_keys_setting
 from tests.cluster import Cluster, throw_away_cluster
 
@@ -50,7 +50,6 @@ class Noticed:
     max_ms: float
     answers: dict[str, int]
     rss_mib: dict[str, int]
-    others: str = ""
 
 
 class Measured:
@@ -61,17 +60,15 @@ class Measured:
         self.seconds = seconds
         self.rows: list[Noticed] = []
 
-    async def notice(self, scenario: str, *, others: Callable[[], str] = str) -> None:
+    async def notice(self, scenario: str) -> None:
         """Let the ten tenants write, and note what they see."""
         requests = [write(tenant) for tenant in TENANTS]
         answers, latency = await open_loop(self.cluster.url, requests, RATE, self.seconds)
-        row = Noticed(
-            scenario, *(1000 * each for each in (latency.p50, latency.p99, latency.max)), answers, self.rss(), others()
-        )
+        row = Noticed(scenario, *(1000 * each for each in (latency.p50, latency.p99, latency.max)), answers, self.rss())
         self.rows.append(row)
         print(
             f"{scenario:34} p50 {row.p50_ms:6.1f} ms, p99 {row.p99_ms:7.1f}, max {row.max_ms:7.1f}, "
-            f"answers {row.answers}, RSS {row.rss_mib}  {row.others}",
+            f"answers {row.answers}, RSS {row.rss_mib}",
             flush=True,
         )
 
@@ -90,7 +87,7 @@ async def open_loop(url: str, requests: Sequence[Request], rate: int, seconds: f
     """Begin so many requests a second; how often which status came, and how long the good ones took."""
     with tempfile.TemporaryDirectory() as folder:
         targets, results = Path(folder, "targets"), Path(folder, "results")
-        await asyncio.to_thread(_write_targets, targets, url, requests, round(rate * seconds))
+        await asyncio.to_thread(write_targets, targets, url, requests, round(rate * seconds))
         attack = [need_vegeta(), "attack", "-format=json", f"-targets={targets}", f"-output={results}"]
         await _run(*attack, f"-rate={rate}/1s", f"-duration={seconds}s", "-timeout=30s", "-max-body=0")
         lines = await _run(need_vegeta(), "encode", "-to=json", str(results))

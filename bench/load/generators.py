@@ -115,7 +115,7 @@ async def open_loop(url: str, requests: Sequence[Request], *, rate: float, secon
     """Begin so many requests a second, for so long."""
     with tempfile.TemporaryDirectory() as folder:
         targets, results = Path(folder, "targets"), Path(folder, "results")
-        await asyncio.to_thread(_write_targets, targets, url, requests, round(rate * seconds))
+        await asyncio.to_thread(write_targets, targets, url, requests, round(rate * seconds))
         argv = [need_vegeta(), "attack", "-format=json", f"-targets={targets}", f"-output={results}"]
         argv += [f"-rate={round(rate * 10)}/10s", f"-duration={seconds}s", "-timeout=20s", "-max-body=0"]
         _, cpu = await _run(argv)
@@ -139,7 +139,7 @@ def _write_raw(file: Path, url: str, requests: Iterable[Request]) -> None:
             out.write(b"%d\n" % len(raw) + raw)
 
 
-def _write_targets(file: Path, url: str, requests: Sequence[Request], most: int) -> None:
+def write_targets(file: Path, url: str, requests: Sequence[Request], most: int) -> None:
     # vegeta begins again at the first once it has sent them all: as many as there are is enough if none counts up.
     counts_up = any(request.body and COUNTER.encode() in request.body for request in requests)
     number = next(_NUMBERS) * _NUMBERS_A_RUN
