@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from local.services import api_keys_setting
-from tests.cluster import Cluster, ThrowAwayServers, throw_away_cluster, wait_until
+from tests.cluster import Cluster, throw_away_cluster, wait_until
 
 GREEDY, MODEST = "key-of-greedy", "key-of-modest"
 IN_FLIGHT = 16
@@ -24,7 +24,8 @@ PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
-def cluster(servers: ThrowAwayServers) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
+    """On servers of its own: no other ingestor must answer while this one is frozen."""
     settings = {
         "API_KEYS": api_keys_setting({GREEDY: ["greedy"], MODEST: ["modest"]}),
         "GATEWAY_MAX_IN_FLIGHT": str(IN_FLIGHT),
@@ -32,7 +33,7 @@ def cluster(servers: ThrowAwayServers) -> Iterator[Cluster]:
         "GATEWAY_REPLY_TIMEOUT": str(PATIENCE),
         "GATEWAY_REFUSAL_SECONDS": "0.05",
     }
-    with throw_away_cluster(servers, settings) as running:
+    with throw_away_cluster(settings=settings) as running:
         yield running
 
 
