@@ -58,20 +58,20 @@ async def main(
                 proxy_headers=False,
                 server_header=False,
                 date_header=False,
-                backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE,
                 timeout_graceful_shutdown=settings.gateway_stop_seconds,
-            )
+            ),
+            listener,
         )
         tasks.create_task(read_models.run())
         tasks.create_task(dispatcher.run())
-        serving = tasks.create_task(server.serve([listener]))
+        serving = tasks.create_task(server.serve())
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:
             _log.info("stopping")
             lifecycle.stopping = True
-            await server.let_go(listener, settings.gateway_drain_seconds)
+            await server.let_go(settings.gateway_drain_seconds)
             server.should_exit = True
             await serving
             raise

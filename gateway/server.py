@@ -30,36 +30,83 @@ _UNNOTICED = 16 * 1024
 _FAIR_SECONDS = 1.0
 """So long a slow reader is not told from a fast one."""
 _LOOK_AGAIN = 0.05
+_ACCEPTED_AT_ONCE = 128
+_ACCEPT_AGAIN = 1.0
 _OTHER_FILES = 256
 
 _log = structlog.get_logger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Serves until told to stop; `let_go` comes before that."""
+    """Serves until told to stop; `let_go` comes before that.
+
+    It accepts by itself all who wait. uvloop would take in one at each turn of the loop (libuv/libuv#3696), so that
+    newcomers wait for seconds when the turns take milliseconds.
+    """
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._listener = listener
+        self._connecting: set[asyncio.Task[tuple[asyncio.Transport, asyncio.Protocol]]] = set()
+        self._accepting: TimerHandle | None = None
+        """Set while there are no files for new connections."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # `run_process` handles them
 
-    async def let_go(self, listener: socket.socket, seconds: float) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
+        await super().startup(sockets=[])
+        self._listener.settimeout(0)
+        self._accept_from_now_on()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._accept_no_more()
+        await super().shutdown(sockets)
+
+    async def let_go(self, seconds: float) -> None:
         """Accept nobody new, and give those that are connected some time to hear that they must close.
 
         uvicorn alone would drop whoever waits to be accepted, and a request that has arrived but is not read yet.
         """
-        loop = asyncio.get_running_loop()
-        listener = listener.dup()
-        for server in self.servers:
-            server.close()
-        with listener, contextlib.suppress(BlockingIOError):
-            listener.settimeout(0)
-            while True:
-                connection, _ = listener.accept()
-                await loop.connect_accepted_socket(self._protocol, connection)
+        while self._accept():
+            pass
+        self._accept_no_more()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while self.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
+                while self._connecting or self.server_state.connections:  # noqa: ASYNC110 - uvicorn has no event for it
                     await asyncio.sleep(_LOOK_AGAIN)
+
+    def _accept_from_now_on(self) -> None:
+        self._accepting = None
+        asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def _accept_no_more(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+        if self._listener.fileno() != -1:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+
+    def _accept(self) -> bool:
+        """Take in those that wait; whether there may be more."""
+        loop = asyncio.get_running_loop()
+        for _ in range(_ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return False
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                _log.error("no new connections for a second", reason=str(error))
+                loop.remove_reader(self._listener.fileno())
+                self._accepting = loop.call_later(_ACCEPT_AGAIN, self._accept_from_now_on)
+                return False
+            connecting = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+        return True
 
     def _protocol(self) -> asyncio.Protocol:
         make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class

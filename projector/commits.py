@@ -63,7 +63,8 @@ class CommitSource:
             Unavailable: Kafka does not answer.
         """
         with translated(f"reading {EVENTS}/{self._partition.partition}"):
-            await asyncio.wait_for(self._consumer.end_offsets([self._partition]), REQUEST_TIMEOUT_MS / 1000)
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await self._consumer.end_offsets([self._partition])
 
     async def take(self, *, max_events: int, max_bytes: int) -> Portion:
         """What is there up to about ``max_events`` and ``max_bytes``, at least one command. Nothing after a second."""

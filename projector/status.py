@@ -101,8 +101,8 @@ def _naming(server: str) -> Iterator[None]:
 async def _log_ends(kafka: KafkaSettings, partitions: Iterable[int]) -> Mapping[int, int]:
     async with open_partition(kafka, EVENTS, 0) as consumer:
         with translated(f"reading the ends of {EVENTS}"):
-            asked = consumer.end_offsets([TopicPartition(EVENTS, number) for number in partitions])
-            ends = await asyncio.wait_for(asked, REQUEST_TIMEOUT_MS / 1000)
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                ends = await consumer.end_offsets([TopicPartition(EVENTS, number) for number in partitions])
     return {tp.partition: offset for tp, offset in ends.items()}
 
 
@@ -111,7 +111,8 @@ async def _partitions(kafka: KafkaSettings) -> Mapping[int, bool]:
     admin = AIOKafkaAdminClient(**client_options(kafka))
     try:
         with translated(f"asking Kafka for {EVENTS} and the group {GROUP}"):
-            await asyncio.wait_for(admin.start(), REQUEST_TIMEOUT_MS / 1000)
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await admin.start()
             [topic] = await admin.describe_topics([EVENTS])
             if topic["error_code"]:
                 raise for_code(topic["error_code"])

@@ -118,7 +118,8 @@ async def _started(start: Coroutine[Any, Any, None], seconds: float) -> None:
     # Cancelled while it connects, aiokafka forgets the connection and leaves it open: give it a moment to end.
     starting = asyncio.ensure_future(start)
     try:
-        await asyncio.wait_for(asyncio.shield(starting), seconds)
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(starting)
     except asyncio.CancelledError:
         await asyncio.wait([starting], timeout=1.0)
         raise
@@ -219,7 +220,8 @@ async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | Non
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         with translated(f"asking Kafka for {topic}"):
-            await asyncio.wait_for(admin.start(), REQUEST_TIMEOUT_MS / 1000)
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                await admin.start()
             cluster = await admin.describe_cluster()
             [described] = await admin.describe_topics([topic])
             if described["error_code"]:
@@ -251,8 +253,8 @@ async def _offsets(
     ask: Callable[[list[TopicPartition]], Awaitable[dict[TopicPartition, int]]], topic: str, partitions: Iterable[int]
 ) -> dict[int, int]:
     with translated(f"finding the ends of {topic}"):
-        asked = ask([TopicPartition(topic, number) for number in partitions])
-        found = await asyncio.wait_for(asked, REQUEST_TIMEOUT_MS / 1000)
+        async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+            found = await ask([TopicPartition(topic, number) for number in partitions])
     return {tp.partition: offset for tp, offset in found.items()}
 
 

@@ -1,8 +1,10 @@
 """Fixtures that need servers, and what a failing test tells about them."""
 
-from collections.abc import Generator, Iterator
+import asyncio
+from collections.abc import Callable, Generator, Iterator, Mapping
 
 import pytest
+import uvloop
 
 from tests.cluster import (
     RUNNING,
@@ -32,6 +34,11 @@ def fresh_cluster() -> Iterator[Cluster]:
     """Everything for one test alone, its servers too: free to break. Takes about ten seconds."""
     with throw_away_cluster() as running:
         yield running
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loop that the services have."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.hookimpl(wrapper=True)

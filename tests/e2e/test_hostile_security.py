@@ -389,7 +389,14 @@ def _replaced(file: Path, text: str) -> None:
 
 
 async def _becomes(project: Project, status: HTTPStatus) -> None:
-    async def so() -> bool:
-        return (await project.list()).status_code == status
+    answers: list[httpx.Response] = []
 
-    await eventually(so, what=f"the token is answered {int(status)}", within=10)
+    async def so() -> bool:
+        answers.append(await project.list())
+        return answers[-1].status_code == status
+
+    try:
+        await eventually(so, what=f"the token is answered {int(status)}", within=10)
+    except AssertionError as error:
+        error.add_note(f"of {len(answers)} answers the last was {answers[-1].status_code} {answers[-1].text}")
+        raise

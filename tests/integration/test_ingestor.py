@@ -33,6 +33,7 @@ from shared.log import Commit, Cursor, LogReader
 from shared.probes import Status
 from shared.receipts import CommandRefused, EpisodesRecorded, EpisodeUpserted, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES, KafkaSettings
+from shared.supervisor import error_of
 from shared.topics import TopicSettings, create_topics
 from tests.builders import batch, item, upsert
 from tests.cluster import throw_away_servers
@@ -89,10 +90,9 @@ class Harness:
 
         async def one(writer: Writer, partition: int) -> None:
             while True:
-                try:
-                    await writer.run(partition)
-                except again_after:
-                    await asyncio.sleep(0)
+                error = await error_of(writer.run(partition))  # as the supervisor does it: no cancellation is lost
+                if not isinstance(error, again_after):
+                    raise error or AssertionError("the writer ended")
 
         async def every() -> None:
             async with open_replies(self.kafka) as replies, asyncio.TaskGroup() as tasks:

@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+import pytest
 import uvicorn
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -36,18 +38,17 @@ class Listening(NamedTuple):
 @asynccontextmanager
 async def serving(*, keep_alive: int = 60, **limits: Any) -> AsyncIterator[Listening]:
     connections = Connections(**({"most": 100, "most_unread": 4 * LARGE} | limits))
-    server = Server(
-        uvicorn.Config(
-            answer,
-            http=partial(Connection, connections=connections),  # type: ignore[arg-type]  # it is only called
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            timeout_keep_alive=keep_alive,
-        )
+    config = uvicorn.Config(
+        answer,
+        http=partial(Connection, connections=connections),  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        timeout_keep_alive=keep_alive,
     )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        running = asyncio.ensure_future(server.serve([listener]))
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        server = Server(config, listener)
+        running = asyncio.ensure_future(server.serve())
         yield Listening(listener.getsockname()[1], server, connections)
         server.should_exit = True
         await running
@@ -82,6 +83,50 @@ def problem(raw: bytes) -> Any:
     told = json.loads(body)
     assert told["status"] == status
     return told
+
+
+async def test_all_who_wait_are_accepted_within_a_few_turns_of_the_loop() -> None:
+    async with serving(most=1000) as it, AsyncExitStack() as stack:
+        async with connected(it.port):  # it serves
+            pass
+        for _ in range(500):
+            stack.enter_context(socket.create_connection(("127.0.0.1", it.port)))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(it.server.server_state.connections) == 500
+
+
+async def test_who_waits_to_be_accepted_when_the_server_lets_go_is_answered() -> None:
+    async with serving() as it:
+        async with connected(it.port):
+            pass
+        with socket.create_connection(("127.0.0.1", it.port)) as late:
+            late.sendall(REQUEST % 3)
+            await it.server.let_go(0.1)
+            late.settimeout(PATIENCE)
+            assert (await asyncio.to_thread(late.recv, 100)).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", it.port))
+
+
+async def test_without_files_for_connections_it_accepts_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server._ACCEPT_AGAIN", 0.05)
+    async with serving() as it:
+        async with connected(it.port):
+            pass
+        await wait_until(lambda: not it.server.server_state.connections)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with socket.create_connection(("127.0.0.1", it.port)) as late:
+            late.sendall(REQUEST % 3)
+            with capture_logs() as logs:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (late.fileno() + 1, hard))
+                try:
+                    await wait_until(lambda: bool(logs))
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert "Too many open files" in logs[0]["reason"]
+            late.settimeout(PATIENCE)
+            assert (await asyncio.to_thread(late.recv, 100)).startswith(b"HTTP/1.1 200")
 
 
 async def test_one_connection_too_many_is_told_so() -> None:
