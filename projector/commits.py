@@ -56,6 +56,12 @@ class CommitSource:
         self._end: End | None = None
         consumer.seek(self._partition, cursor.offset)
 
+    @property
+    def behind(self) -> int:
+        """Records that were not taken yet, as far as Kafka has told."""
+        end: int | None = self._consumer.highwater(self._partition)
+        return 0 if end is None else end - self._taken_to.offset
+
     async def check(self) -> None:
         """Ask Kafka for the partition.
 

@@ -396,7 +396,7 @@ async def _becomes(project: Project, status: HTTPStatus) -> None:
         return answers[-1].status_code == status
 
     try:
-        await eventually(so, what=f"the token is answered {int(status)}", within=10)
+        await eventually(so, what=f"the token is answered {int(status)}")
     except AssertionError as error:
         error.add_note(f"of {len(answers)} answers the last was {answers[-1].status_code} {answers[-1].text}")
         raise
