@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from aiokafka import AIOKafkaConsumer
 from msgspec import Raw
 
 from bench.events import Log, Record, write
 from bench.harness import say
-from projector.status import read_status
+from projector.documents import Checkpoint, read_checkpoints
 from shared.errors import Unavailable
 from shared.events import Event, NamespaceCreated, ProjectCreated, ProjectEpisodeCreated, TenantEpisodeRecorded
 from shared.ids import namespace_stream, tenant_stream
+from shared.kafka import ends, open_partition
+from shared.mongo import Client, open_mongo
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
 from shared.topics import TopicSettings, create_topics
 from tests.cluster import Cluster, ThrowAwayServers, throw_away_cluster, throw_away_servers
@@ -22,6 +25,7 @@ from tests.cluster import Cluster, ThrowAwayServers, throw_away_cluster, throw_a
 PROJECT = "robotics"
 TEXT = "The arm drifted by two degrees and was calibrated again, as Grace Hopper had said it would. " * 3
 _PROJECTED_SECONDS = 600.0
+_READY_SECONDS = 300.0
 _NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 _ITEMS = 100
 
@@ -48,6 +52,9 @@ class Stack:
     servers: ThrowAwayServers
     cluster: Cluster
     size: Size
+    mongodb: Client
+    log: AIOKafkaConsumer
+    """Asked for the ends of the log. It stays open, as MongoDB's client does, so that asking often costs little."""
 
     @property
     def kafka(self) -> KafkaSettings:
@@ -59,21 +66,24 @@ class Stack:
         """Of our processes that run."""
         return [pid for process in self.cluster.processes.values() if (pid := process.pid) is not None]
 
-    async def wait_level(self, at_least: int = 0) -> int:
+    async def wait_level(self, at_least: int = 0, *, look_seconds: float = 0.02) -> int:
         """Wait until the read models have all of the log, and that is ``at_least`` so much; how many records count.
 
         Raises:
             TimeoutError: they do not get there.
         """
-        mongo = MongoSettings(url=self.servers.mongodb_url)
         async with asyncio.timeout(_PROJECTED_SECONDS):
             while True:
                 with contextlib.suppress(Unavailable):
-                    status = await read_status(self.kafka, mongo)
-                    position = sum(partition.position for partition in status.partitions)
-                    if position >= at_least and not any(partition.lag for partition in status.partitions):
+                    _, there = await read_checkpoints(self.mongodb)
+                    position = sum(each.cursor.position for each in there.values())
+                    if position >= at_least and await self._has_all(there):
                         return position
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(look_seconds)
+
+    async def _has_all(self, there: Mapping[int, Checkpoint]) -> bool:
+        log_ends = await ends(self.log, EVENTS, range(self.size.partitions))
+        return all(there.get(number, Checkpoint()).cursor.offset >= end for number, end in log_ends.items())
 
 
 @contextlib.asynccontextmanager
@@ -86,14 +96,17 @@ async def open_stack(
         kafka = KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
         await create_topics(kafka, TopicSettings(partitions=size.partitions))
         written = await write(kafka, EVENTS, log or episodes(size))
-        with throw_away_cluster(servers, {"TOPICS_PARTITIONS": str(size.partitions), **(settings or {})}) as cluster:
-            stack = Stack(servers, cluster, size)
-            await stack.wait_level()
-            say(
-                f"  {size.episodes:,} episodes, {size.tenants:,} tenants, {size.partitions} partitions: "
-                f"{written.total():,} records are read after {time.perf_counter() - began:.0f} s"
-            )
-            yield stack
+        env = {"TOPICS_PARTITIONS": str(size.partitions), **(settings or {})}
+        with throw_away_cluster(servers, env, ready_seconds=_READY_SECONDS) as cluster:
+            mongo = MongoSettings(url=servers.mongodb_url)
+            async with open_mongo(mongo) as mongodb, open_partition(kafka, EVENTS, 0) as consumer:
+                stack = Stack(servers, cluster, size, mongodb, consumer)
+                await stack.wait_level(look_seconds=0.5)
+                say(
+                    f"  {size.episodes:,} episodes, {size.tenants:,} tenants, {size.partitions} partitions: "
+                    f"{written.total():,} records are read after {time.perf_counter() - began:.0f} s"
+                )
+                yield stack
 
 
 def user(number: int) -> str:

@@ -178,6 +178,18 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
     Raises:
         Unavailable: Kafka does not answer.
     """
+    async with open_consumer(settings, f"{topic}/{partition}") as consumer:
+        consumer.assign([TopicPartition(topic, partition)])
+        yield consumer
+
+
+@asynccontextmanager
+async def open_consumer(settings: KafkaSettings, what: str) -> AsyncIterator[AIOKafkaConsumer]:
+    """A started consumer without a group and without partitions. An offset out of range is an error.
+
+    Raises:
+        Unavailable: Kafka does not answer. The message says of ``what``.
+    """
     consumer = AIOKafkaConsumer(
         **client_options(settings),
         enable_auto_commit=False,
@@ -187,9 +199,8 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
         retry_backoff_ms=50,
     )
     try:
-        with translated(f"connecting a consumer of {topic}/{partition}"):
+        with translated(f"connecting a consumer of {what}"):
             await _started(consumer.start(), REQUEST_TIMEOUT_MS / 1000)
-            consumer.assign([TopicPartition(topic, partition)])
         yield consumer
     finally:
         await _stop(consumer)

@@ -134,11 +134,14 @@ def throw_away_servers() -> Iterator[ThrowAwayServers]:
 
 @contextlib.contextmanager
 def throw_away_cluster(
-    servers: ThrowAwayServers | None = None, settings: Mapping[str, str] | None = None
+    servers: ThrowAwayServers | None = None,
+    settings: Mapping[str, str] | None = None,
+    *,
+    ready_seconds: float = 60,
 ) -> Iterator[Cluster]:
     """Run the three processes for the length of the block, ready to be used; on servers of their own if none are given.
 
-    `settings` are environment variables for all of them.
+    `settings` are environment variables for all of them. Each may take `ready_seconds` to be ready.
     """
     with contextlib.ExitStack() as stack:
         on = servers or stack.enter_context(throw_away_servers())
@@ -148,7 +151,7 @@ def throw_away_cluster(
         for kind in SERVICES:
             cluster.add_process(kind, kind).start()
         for process in cluster.processes.values():
-            process.wait_ready()
+            process.wait_ready(ready_seconds)
         yield cluster
 
 

@@ -1,7 +1,7 @@
 """Documents into MongoDB by `bulk_write`, each batch in one transaction with a checkpoint, and nothing else.
 
 The floor of a projector that applies each event exactly once. The documents are there already; blocking PyMongo, for
-nothing goes on beside it.
+nothing goes on beside it. Row 6 runs it in a process of its own that is tuned as the projector is.
 """
 
 from collections.abc import Mapping, Sequence

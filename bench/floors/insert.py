@@ -1,7 +1,8 @@
 """Documents into MongoDB by `insert_many` from several processes, then the indexes: the floor of a rebuild.
 
-Unordered, a thousand at a time, acknowledged from memory (``w: 1``), for the indexes built behind say whether all is
-there. Each process has its share of the documents in memory before it begins, and nothing else to do.
+Unordered, as many at a time as the rebuild inserts at most, acknowledged from memory (``w: 1``), for the indexes built
+behind say whether all is there. Each process is tuned as the rebuild's workers are, has its share of the documents in
+memory before it begins, and nothing else to do.
 """
 
 import argparse
@@ -12,15 +13,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pymongo import IndexModel, MongoClient, WriteConcern
 
+from local.process import ROOT
+from shared.process import tune_interpreter
+
 Document = dict[str, Any]
 Indexes = Mapping[str, Sequence[Sequence[str]]]
 """Collection → the fields of each of its indexes."""
-_AT_ONCE = 1_000
+_AT_ONCE = 4_000
+"""As `projector.replay` hands documents on, if they are not large."""
 
 
 class Inserters:
@@ -52,10 +56,14 @@ class Inserters:
 @contextmanager
 def open_inserters(url: str, source: str, indexes: Indexes, workers: int) -> Iterator[Inserters]:
     """So many processes with the documents of the database ``source``, shared out among them."""
-    script = [sys.executable, str(Path(__file__)), url, source, "--workers", str(workers)]
+    script = [sys.executable, "-m", "bench.floors.insert", url, source, "--workers", str(workers)]
     processes = [
         subprocess.Popen(
-            [*script, "--number", str(number), *indexes], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*script, "--number", str(number), *indexes],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(workers)
     ]
@@ -102,4 +110,5 @@ if __name__ == "__main__":
     parser.add_argument("--number", type=int, required=True, help="which share is ours, from 0")
     parser.add_argument("--workers", type=int, required=True)
     given = parser.parse_args()
+    tune_interpreter()
     main(given.url, given.source, given.collections, given.number, given.workers)

@@ -6,7 +6,8 @@
 ``POST /{key}`` publishes the body under that key to `COMMANDS` and answers with what comes
 back on `REPLIES`. The relay copies each command to the same partition of `EVENTS`, waits for the acknowledgement, and
 replies. With ``--split`` it writes one record for each item of the body's ``episodes``, in one record batch. Nothing is
-checked, kept or numbered, and nobody is asked who they are.
+checked, kept or numbered, and nobody is asked who they are. Both processes run as ours do: uvloop, httptools, the
+interpreter and the allocator tuned alike.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from shared.process import tune_allocator, tune_interpreter
 
 COMMANDS, EVENTS, REPLIES = "bare.commands", "bare.events", "bare.replies"
 SPLIT_COMMANDS, SPLIT_EVENTS, SPLIT_REPLIES = "split.commands", "split.events", "split.replies"
@@ -169,4 +172,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_interpreter()
+    tune_allocator()
     uvloop.run(main())

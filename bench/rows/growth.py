@@ -1,6 +1,6 @@
 """Rows 9 and 10: what a deep page costs, and what an event costs as episodes, tenants and partitions grow in number."""
 
-import contextlib
+import asyncio
 import functools
 import random
 from collections import defaultdict
@@ -13,6 +13,7 @@ import httpx
 
 from bench.events import Log, Record, write
 from bench.harness import (
+    Candidate,
     Options,
     Row,
     RowResult,
@@ -29,7 +30,7 @@ from shared.codec import encode_command
 from shared.commands import EpisodeFields, UpsertEpisode
 from shared.events import ProjectEpisodeDeleted
 from shared.ids import namespace_stream, new_command_id
-from shared.kafka import partition_of
+from shared.kafka import SESSION_TIMEOUT_MS, partition_of
 from shared.settings import COMMANDS
 
 PAGE = 50
@@ -47,28 +48,27 @@ async def deep_pages(options: Options) -> RowResult:
         headers = {"Authorization": f"Bearer {stack.cluster.token(_OWNER)}"}
         gateway = stack.cluster.processes["gateway"]
         assert gateway.pid is not None
+        seconds = options.count(3, 1)
 
         async def read(path: str) -> Sample:
             with measured([gateway.pid or 0]) as used:
-                load = await closed_loop(
-                    stack.cluster.url, [Request(path, headers)], callers=1, seconds=options.either(3, 1)
-                )
+                load = await closed_loop(stack.cluster.url, [Request(path, headers)], callers=1, seconds=seconds)
             assert not load.refused, path
-            return Sample(load.rate, 1000 * used.cpu / (load.rate * used.seconds), load.latency)
+            return Sample(load.rate, 1000 * used.cpu / (load.rate * seconds), load.latency)
 
-        candidates: dict[str, Callable[[], Awaitable[Sample]]] = {}
+        candidates: dict[str, Candidate] = {}
         for project, what in ((_WHOLE, "none deleted"), (_GAPS, "10 % deleted")):
             for page in (1, last):
                 path = f"/namespaces/{_OWNER}/projects/{project}/episodes?page={page}&pageSize={PAGE}"
                 await _check_page(stack, path, headers)
                 candidates[f"page {page:,}, {what}"] = partial(read, path)
-        samples = await interleave(candidates, options.rounds)
+        samples = await _warmed_up(candidates, options.rounds)
     targets = []
     for letter, what in (("a", "none deleted"), ("b", "10 % deleted at random")):
         key = what.removesuffix(" at random")
         deep, first = samples[f"page {last:,}, {key}"], samples[f"page 1, {key}"]
-        ratio, seconds = ratio_of(deep, first, "p50"), median_of(deep, "p50")
-        measured_text = f"{ratio.text('.2f')} x (p50 {seconds.median * 1e3:.2f} ms)"
+        ratio, p50 = ratio_of(deep, first, "p50"), median_of(deep, "p50")
+        measured_text = f"{ratio.text('.2f')} x (p50 {p50.median * 1e3:.2f} ms)"
         name = f"list page {last:,} of {episodes:,} episodes, {what}"
         targets.append(Target(f"9{letter}", name, "≤ 1.5 x page 1", measured_text, met=ratio.median <= 1.5))
     note = (
@@ -100,10 +100,19 @@ async def _check_page(stack: Stack, path: str, headers: Mapping[str, str]) -> No
     assert len(answer.json()["episodes"]) == PAGE, f"{path} is not full"
 
 
+async def _warmed_up(candidates: Mapping[str, Candidate], rounds: int) -> dict[str, list[Sample]]:
+    """Samples in turns, after one of each that does not count."""
+    for candidate in candidates.values():
+        await candidate()
+    return await interleave(candidates, rounds)
+
+
 HTTP, BACKLOG = "single writes", "backlog"
 _CALLERS = 64
 _DIFFERENT = 5_000
 _COMMANDS_PER_BATCH = 500
+_FROZEN_SECONDS = SESSION_TIMEOUT_MS / 1000 / 2
+"""So long an ingestor may be frozen; its group still waits for it."""
 _MOST = 1.3
 
 
@@ -135,17 +144,23 @@ class Growing:
         return await self._measure(ask, 1)
 
     async def backlog(self) -> Sample:
-        """Commands that stand in Kafka all at once, as after an outage: ingestor and projector, without the gateway."""
-        commands = [*self._commands()]
+        """Commands that stand in Kafka all at once, as after an outage: ingestor and projector, without the gateway.
 
-        async def put() -> Mapping[str, float]:
+        The ingestor is frozen while they are written.
+        """
+        commands, ingestor = [*self._commands()], self._stack.cluster.processes["ingestor"]
+        ingestor.pause()
+        async with asyncio.timeout(_FROZEN_SECONDS):
             await write(self._stack.kafka, COMMANDS, commands)
+
+        async def go_on() -> Mapping[str, float]:
+            ingestor.resume()
             return {}
 
-        return await self._measure(put, self._backlog)
+        return await self._measure(go_on, self._backlog)
 
     async def _measure(self, load: Callable[[], Awaitable[Mapping[str, float]]], least: int) -> Sample:
-        """Until the read models have what came of it, ``least`` events or more."""
+        """From the start of the load until the read models have what came of it, ``least`` events or more."""
         before = await self._stack.wait_level()
         with measured(self._stack.pids) as used:
             extra = await load()
@@ -183,34 +198,33 @@ async def growth(options: Options) -> RowResult:
     """What an event costs, in CPU seconds of our processes and in time, along three axes."""
     middle = options.count(100_000, 2_000)
     base = Size(middle, tenants=options.count(1_000, 50))
-    small = replace(base, episodes=middle // 10)
-    large = replace(base, episodes=middle * 10)
-    axes: dict[str, tuple[str, list[Size]]] = {
-        "a": (f"{small.episodes:,} → {base.episodes:,} → {large.episodes:,} episodes", [small, base, large]),
-        "b": (f"1 → {base.tenants:,} tenants", [replace(base, tenants=1), base]),
-        "c": (f"1 → {base.partitions} partitions", [replace(base, partitions=1), base]),
-    }
+    small, large = replace(base, episodes=middle // 10), replace(base, episodes=middle * 10)
+    one = replace(base, partitions=1)
     targets: list[Target] = []
     samples: dict[str, list[Sample]] = {}
-    async with open_stack(base) as middle_stack:
-        for letter, (what, sizes) in axes.items():
-            async with contextlib.AsyncExitStack() as opened:
-                stacks = [
-                    middle_stack if size is base else await opened.enter_async_context(open_stack(size))
-                    for size in sizes
-                ]
-                taken = await _one_axis(stacks, options)
-            targets.append(_target(letter, what, [_name(size) for size in sizes], taken))
-            samples |= {f"{what}: {name}": each for name, each in taken.items()}
+
+    async def measure(letter: str, what: str, *stacks: Stack) -> None:
+        taken = await _one_axis(stacks, options)
+        targets.append(_target(letter, what, [_name(stack.size) for stack in stacks], taken))
+        samples.update({f"{what}: {name}": each for name, each in taken.items()})
+
+    async with open_stack(base) as at_base:
+        async with open_stack(small) as at_small, open_stack(large) as at_large:
+            what = f"{small.episodes:,} → {base.episodes:,} → {large.episodes:,} episodes"
+            await measure("a", what, at_small, at_base, at_large)
+        async with open_stack(one) as at_one:
+            async with open_stack(replace(one, tenants=1)) as at_lonely:
+                await measure("b", f"1 → {one.tenants:,} tenants in one partition", at_lonely, at_one)
+            await measure("c", f"1 → {base.partitions} partitions", at_one, at_base)
     return RowResult(targets, samples, [*_NOTES], unit="events")
 
 
 async def _one_axis(stacks: Sequence[Stack], options: Options) -> dict[str, list[Sample]]:
-    candidates: dict[str, Callable[[], Awaitable[Sample]]] = {}
+    candidates: dict[str, Candidate] = {}
     for stack in stacks:
         load = Growing(stack, options)
         candidates |= {f"{HTTP}, {_name(stack.size)}": load.singly, f"{BACKLOG}, {_name(stack.size)}": load.backlog}
-    return await interleave(candidates, options.rounds)
+    return await _warmed_up(candidates, options.rounds)
 
 
 def _name(size: Size) -> str:
@@ -241,13 +255,15 @@ _NOTES = (
     (
         "Both loads change episodes that are there, chosen at random, so that a size stays what it is. *Single "
         f"writes*: upserts over HTTP from {_CALLERS} callers, until they can be read. *Backlog*: 30,000 upserts that "
-        "stand in Kafka all at once, until they can be read; the gateway has no part in it."
+        "were written to Kafka while the ingestor was frozen, from when it goes on until they can be read; the gateway "
+        "has no part in it."
     ),
     (
         "CPU seconds are those of gateway, ingestor and projector, one process each. The sizes of one axis run side by "
-        "side on servers of their own and are measured in turns; those that are not measured are idle."
+        "side on servers of their own and are measured in turns, after one that does not count; those that are not "
+        "measured are idle."
     ),
-    "With one tenant all writes go through one partition, of one namespace.",
+    "All writes of one tenant go through one partition, so one partition is all there is where tenants are compared.",
 )
 
 ROWS: Mapping[str, Row] = {"9": deep_pages, "10": growth}
