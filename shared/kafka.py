@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient
@@ -35,6 +36,9 @@ REQUEST_TIMEOUT_MS = 5_000
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
 _SILENCE_SECONDS = 10.0
+_STOP_SECONDS = 5.0
+
+_log = structlog.get_logger(__name__)
 
 _BUGS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTopicError)
 
@@ -146,7 +150,9 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
         if batch.retry_count
     }
     waiting.fail_all(ProducerClosed())
-    await producer.stop()
+    if not await _ended(asyncio.ensure_future(producer.stop()), _STOP_SECONDS):
+        _log.warning("a producer of Kafka does not stop by itself", after=_STOP_SECONDS)
+        await _ended(asyncio.ensure_future(producer.client.close()), _STOP_SECONDS)
 
 
 async def append_together(
@@ -208,18 +214,29 @@ async def open_consumer(settings: KafkaSettings, what: str) -> AsyncIterator[AIO
 
 async def _stop(consumer: AIOKafkaConsumer) -> None:
     # With a broker away, aiokafka lets the cancellation of its own fetch out and leaves its client open. In our task
-    # that would look as if somebody had cancelled us, and the task would end without a word.
+    # that would look as if somebody had cancelled us, and the task would end without a word. And a member of a group
+    # first ends what it has begun with the group's coordinator, however long that takes.
     stopping = asyncio.ensure_future(consumer.stop())
     try:
-        await asyncio.wait([stopping])
-    except asyncio.CancelledError:
-        await asyncio.wait([stopping])
-        raise
+        await asyncio.wait([stopping], timeout=_STOP_SECONDS)
     finally:
-        if stopping.cancelled():
-            await consumer._client.close()  # noqa: SLF001
-        else:
+        if not stopping.done():
+            _log.warning("a consumer of Kafka does not stop by itself", after=_STOP_SECONDS)
+        if await _ended(stopping):
             stopping.result()
+        else:
+            for rest in (consumer._fetcher, consumer._client):  # noqa: SLF001
+                if rest is not None:
+                    await _ended(asyncio.ensure_future(rest.close()), _STOP_SECONDS)
+
+
+async def _ended(task: "asyncio.Future[Any]", seconds: float = 0.0) -> bool:
+    """Give the task so long, then cancel it. Whether it came to its end."""
+    await asyncio.wait([task], timeout=seconds)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_STOP_SECONDS)
+    return task.done() and not task.cancelled()
 
 
 async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | None, int]:

@@ -353,7 +353,7 @@ class _Client:
             fields["metadata"] = random.choice([{"by": mark, "deep": {"list": [1, 2.5, None]}}, {}, None])
         if self._chance(0.25):
             fields["status"] = random.choice(_STATUSES)
-        if self._chance(0.1):
+        if self._chance(0.4 if name.startswith("locked") else 0.1):
             fields["writeProtected"] = name.startswith("locked") and self._chance(0.8)
         return fields
 

@@ -1,12 +1,15 @@
 """What must hold of our use of Kafka's client, without Kafka."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from structlog.testing import capture_logs
 
-from shared.kafka import ends
+from shared.kafka import ends, open_consumer
+from shared.settings import KafkaSettings
 
 
 class Answering:
@@ -30,3 +33,47 @@ async def test_a_cancellation_is_not_lost_when_the_answer_comes_at_the_same_mome
     if asking.cancel():
         with pytest.raises(asyncio.CancelledError):
             await asking
+
+
+class Stopping:
+    """A consumer that stops as the test says."""
+
+    def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
+        self.stop = stop
+        self._fetcher, self._client = Part(), Part()
+
+    async def start(self) -> None:
+        pass
+
+    @property
+    def closed(self) -> bool:
+        return self._fetcher.closed and self._client.closed
+
+
+class Part:
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+async def by_a_cancellation() -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("stop", [never, by_a_cancellation])
+async def test_a_consumer_that_does_not_stop_as_it_should_is_closed_and_nobody_is_cancelled(
+    stop: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = Stopping(stop)
+    monkeypatch.setattr("shared.kafka.AIOKafkaConsumer", lambda **_: consumer)
+    monkeypatch.setattr("shared.kafka._STOP_SECONDS", 0.05)
+    with capture_logs() as logs:
+        async with asyncio.timeout(10), open_consumer(KafkaSettings(), "events"):
+            pass
+    assert consumer.closed
+    assert bool(logs) == (stop is never)
