@@ -1,6 +1,7 @@
 """One consumer for all partitions of a topic, on a real Kafka."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator
 
@@ -10,10 +11,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.errors import OffsetOutOfRangeError
 
 from shared.errors import Unavailable
-from shared.kafka import open_producer
+from shared.kafka import describe_topic, open_producer
 from shared.settings import KafkaSettings
 from shared.topic_consumer import PartitionReader, TopicConsumer
 from tests.cluster import ThrowAwayServers
+from tests.e2e.load import eventually
 
 WITHIN = 30.0
 
@@ -45,6 +47,13 @@ class Topic:
         return values
 
 
+async def known(kafka: KafkaSettings, name: str) -> bool:
+    with contextlib.suppress(Unavailable):
+        await describe_topic(kafka, name)
+        return True
+    return False
+
+
 @pytest.fixture
 async def topic(servers: ThrowAwayServers) -> AsyncIterator[Topic]:
     kafka = KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
@@ -52,6 +61,7 @@ async def topic(servers: ThrowAwayServers) -> AsyncIterator[Topic]:
     admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka_bootstrap)
     await admin.start()
     await admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1)])
+    await eventually(lambda: known(kafka, name), what="the topic is known to the broker")
     async with open_producer(kafka) as producer:
         yield Topic(kafka, name, producer, admin)
     await admin.delete_topics([name])
