@@ -119,6 +119,12 @@ class ManagedProcess(Managed):
         self.env = dict(env)
         self.probe = probe
         self._child: subprocess.Popen[bytes] | None = None
+        self._log_began_at = 0
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether it has written to its log since it was started."""
+        return self.log.exists() and self.log.stat().st_size > self._log_began_at
 
     @property
     def pid(self) -> int | None:
@@ -134,6 +140,7 @@ class ManagedProcess(Managed):
         self.prepare()
         rotate(self.log)
         with self.log.open("ab") as log:
+            self._log_began_at = log.tell()
             self._child = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,

@@ -210,12 +210,7 @@ def terminate(kind: str) -> Maker:
 
     def make(stack: ChaosStack, draw: random.Random, pace: Pace) -> Fault:
         name = draw.choice(stack.names(kind))
-
-        def stop(name: str) -> None:
-            if (code := stack.stop(name)) != 0:
-                stack.crashes.append(f"{name} was asked to end and did so with exit code {code}")
-
-        return _of_program(stack, f"term-{kind}", name, draw.uniform(*pace.outage) / 2, stop)
+        return _of_program(stack, f"term-{kind}", name, draw.uniform(*pace.outage) / 2, stack.end)
 
     return make
 
@@ -697,8 +692,7 @@ def rolling_restart(stack: ChaosStack, draw: random.Random, pace: Pace) -> Fault
 
     async def inject() -> None:
         for name in names:
-            if (code := await asyncio.to_thread(stack.stop, name)) != 0:
-                stack.crashes.append(f"{name} was asked to end and did so with exit code {code}")
+            await asyncio.to_thread(stack.end, name)
             await asyncio.to_thread(stack.start, name)
             await asyncio.to_thread(_ready, stack.processes[name])
 

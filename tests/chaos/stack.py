@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from base64 import urlsafe_b64encode
@@ -311,6 +312,14 @@ class ChaosStack:
         """Ask it to end, and wait for that. It stays down until it is started."""
         self._wanted.discard(name)
         return self.program(name).stop(timeout)
+
+    def end(self, name: str) -> None:
+        """Ask it to end, and note it if it does that badly. One that has hardly been started knows no better way."""
+        program = self.program(name)
+        code = self.stop(name)
+        began = not isinstance(program, ManagedProcess) or program.has_spoken
+        if code != 0 and (began or code != -signal.SIGTERM):
+            self.crashes.append(f"{name} was asked to end and did so with exit code {code}")
 
     def expect_end(self, name: str) -> None:
         """Let it end by itself: it is not started again, nor noted, until it has been started here."""
