@@ -430,7 +430,9 @@ class ChaosStack:
         if FAKETIME is not None:
             self._clock(name).parent.mkdir(parents=True, exist_ok=True)
             self.set_clock(name, 0)
-            (self._clock(name).parent / "sitecustomize.py").write_text(_CUSTOM)
+            custom = self._clock(name).parent / "sitecustomize.py"
+            if not custom.exists():  # written again, a process that starts just then could find it empty
+                custom.write_text(_CUSTOM)
             env |= {
                 "PYTHONPATH": str(self._clock(name).parent),
                 "LD_PRELOAD": str(FAKETIME),
