@@ -13,7 +13,6 @@ from shared.probes import Status, serve_probes
 from shared.process import configure_logging, run_process
 from shared.settings import COMMANDS, KafkaSettings, ProbeSettings
 from shared.supervisor import supervise
-from shared.topic_consumer import TopicConsumer
 
 _log = structlog.get_logger(__name__)
 
@@ -24,7 +23,7 @@ async def _main() -> None:
     _log.info("ingestor starts", instance_id=settings.instance_id, kafka=kafka.bootstrap_servers)
     async with open_replies(kafka) as replies, asyncio.TaskGroup() as tasks:
         tasks.create_task(serve_probes(status, host=ProbeSettings().host, port=settings.probe_port))
-        writer = Writer(kafka, TopicConsumer(kafka, COMMANDS), settings, replies, status, _snapshots(settings))
+        writer = Writer(kafka, settings, replies, status, _snapshots(settings))
         await supervise(
             kafka,
             topic=COMMANDS,

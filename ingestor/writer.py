@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from msgspec.structs import replace
 
 from ingestor.reading import SILENCE_SECONDS, next_records
@@ -30,12 +30,11 @@ from shared.commands import CORRELATION_ID, DEAD_LETTER, REPLY_PARTITION, Comman
 from shared.errors import PoisonRecord, RecordsLost, Unavailable
 from shared.events import IMPORT_UNFINISHED, LoggedFence, WriterFenced
 from shared.ids import CommandId, EventId, StreamId
-from shared.kafka import append_together, open_producer, partition_of, translated
+from shared.kafka import append_together, open_partition, open_producer, partition_of, translated
 from shared.probes import Status
 from shared.receipts import CommandRefused, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
 from shared.supervisor import gravest
-from shared.topic_consumer import PartitionReader, TopicConsumer
 
 _EVENTS_BATCH_BYTES = 31 * 1024 * 1024
 """Room for all events of the largest command; the topic takes 32 MiB."""
@@ -50,7 +49,6 @@ class Writer:
     """Runs tenures; ``run`` is one, until it is cancelled or raises."""
 
     kafka: KafkaSettings
-    commands: TopicConsumer
     settings: IngestorSettings
     replies: Replies
     status: Status
@@ -69,7 +67,7 @@ class Writer:
         with open_state(settings.state_dir, partition, map_bytes=settings.state_map_bytes) as store:
             async with (
                 open_producer(self.kafka, batch_bytes=_EVENTS_BATCH_BYTES) as producer,
-                self.commands.partition(partition) as commands,
+                open_partition(self.kafka, COMMANDS, partition) as commands,
             ):
                 fence, offset = await self._fence(producer, partition)
                 recovery = await recover(
@@ -117,7 +115,7 @@ class Writer:
             raise Unavailable(f"the fence in {EVENTS}/{partition} was acknowledged without an offset")
         return fence, appended.offset
 
-    async def _askable_since(self, commands: PartitionReader, partition: int) -> datetime:
+    async def _askable_since(self, commands: AIOKafkaConsumer, partition: int) -> datetime:
         """No command that is still to be decided may ask for a receipt of before, however long the commands waited."""
         tp = TopicPartition(COMMANDS, partition)
         oldest = datetime.now(UTC)
@@ -135,7 +133,7 @@ class Writer:
             oldest = min(oldest, datetime.fromtimestamp(first.timestamp / 1000, UTC))
         return oldest - self.settings.idempotency_retention - SKEW
 
-    async def _find_next_command(self, commands: PartitionReader, partition: int, recovery: Recovery) -> None:
+    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, recovery: Recovery) -> None:
         """Seek to the command after the last decided one; on the way, answer those whose answers may be lost."""
         last, unanswered = recovery.checkpoint.command_offset, recovery.unanswered
         if last == IMPORT_UNFINISHED:
@@ -167,7 +165,7 @@ class Writer:
         self,
         tenure: Tenure,
         pipeline: "_Pipeline",
-        commands: PartitionReader,
+        commands: AIOKafkaConsumer,
         producer: AIOKafkaProducer,
         partition: int,
     ) -> None:

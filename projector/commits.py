@@ -12,7 +12,6 @@ from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
 from shared.kafka import REQUEST_TIMEOUT_MS, translated
 from shared.log import Commit, Cursor, LogReader
 from shared.settings import EVENTS
-from shared.topic_consumer import PartitionReader
 
 _IDLE_MS = 1_000
 _READ_AT_ONCE = 100
@@ -42,7 +41,7 @@ class Portion(msgspec.Struct, frozen=True):
 class CommitSource:
     """Reads ahead no further than a portion and what Kafka sends at once."""
 
-    def __init__(self, consumer: AIOKafkaConsumer | PartitionReader, partition: int, cursor: Cursor) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, partition: int, cursor: Cursor) -> None:
         self.fenced_events = 0
         """How many records were dropped: a writer wrote them that another one had already replaced."""
         self._consumer = consumer
@@ -101,7 +100,7 @@ class CommitSource:
         try:
             with translated(f"reading {EVENTS}/{self._partition.partition}"):
                 fetched = await self._consumer.getmany(self._partition, timeout_ms=timeout_ms, max_records=max_records)
-            records: list[ConsumerRecord] = fetched.get(self._partition, [])
+            records: list[ConsumerRecord[bytes, bytes]] = fetched.get(self._partition, [])
             if not records and timeout_ms:
                 await self.check()
         except (RecordsLost, Unavailable) as error:

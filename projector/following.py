@@ -14,9 +14,8 @@ from projector.settings import ProjectorSettings
 from shared.errors import Unavailable
 from shared.mongo import Client
 from shared.probes import Status
-from shared.settings import EVENTS, KafkaSettings
+from shared.settings import KafkaSettings
 from shared.supervisor import backoff, end_task, keep_running
-from shared.topic_consumer import TopicConsumer
 
 _LOOK_SECONDS = 0.5
 
@@ -28,8 +27,7 @@ class Following:
 
     def __init__(self, client: Client, kafka: KafkaSettings, settings: ProjectorSettings, status: Status) -> None:
         self._client = client
-        self._events = defaultdict[int, TopicConsumer](lambda: TopicConsumer(kafka, EVENTS))
-        """Generation → its consumer: each is at its own place in the log."""
+        self._kafka = kafka
         self._settings = settings
         self._status = status
         self._in_use = 0
@@ -85,7 +83,7 @@ class Following:
         async def run_generation(partition: int) -> None:
             await run(
                 partition,
-                events=self._events[number],
+                kafka=self._kafka,
                 open_documents=lambda partition: self._open_documents(number, partition),
                 status=status,
                 max_events=self._settings.max_batch_events,
@@ -118,6 +116,5 @@ class Following:
             self._wanted = wanted
             for number in self._statuses.keys() - wanted:
                 del self._statuses[number]
-                self._events.pop(number, None)
             self._changed.set()
             self._changed = asyncio.Event()

@@ -13,11 +13,11 @@ from projector.commits import CommitSource, End, Portion
 from projector.documents import Checkpoint, DocumentRefused, DocumentStore, Overtaken, Stopped, TooMuch
 from projector.fold import Inapplicable, Writes, blame, fold, found, missing, touched_by, weight
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
+from shared.kafka import open_partition
 from shared.log import Commit, Cursor
 from shared.probes import Status
-from shared.settings import EVENTS
+from shared.settings import EVENTS, KafkaSettings
 from shared.supervisor import gravest
-from shared.topic_consumer import TopicConsumer
 
 MAX_BATCH_BYTES = 12 * 1024 * 1024
 """Of records and of loaded documents in one transaction. A single command may exceed it."""
@@ -37,7 +37,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def run(
-    partition: int, *, events: TopicConsumer, open_documents: OpenDocuments, status: Status, max_events: int
+    partition: int, *, kafka: KafkaSettings, open_documents: OpenDocuments, status: Status, max_events: int
 ) -> Never:
     """Apply the partition's events as they come, each exactly once, until cancelled.
 
@@ -47,7 +47,7 @@ async def run(
         Unavailable: Kafka or MongoDB does not answer.
     """
     size = _BatchSize(max_events)
-    async with events.partition(partition) as consumer:
+    async with open_partition(kafka, EVENTS, partition) as consumer:
         while True:
             try:
                 async with open_documents(partition) as documents:

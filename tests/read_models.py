@@ -33,7 +33,6 @@ from shared.kafka import open_producer, partition_of
 from shared.mongo import META, Client, Database, generation_database, open_mongo
 from shared.probes import Status
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
-from shared.topic_consumer import TopicConsumer
 from tests.cluster import ThrowAwayServers
 from tests.event_log import History, PartitionLog
 from tests.topics import remake_topics
@@ -170,13 +169,12 @@ class ReadModels:
     async def project(self, generation: int = 1) -> None:
         """Apply all that is written to one generation, and to no other."""
         await generations.prepare(self.client)
-        events = TopicConsumer(self.kafka, EVENTS)
         async with asyncio.TaskGroup() as tasks:
             work = [
                 tasks.create_task(
                     run(
                         partition,
-                        events=events,
+                        kafka=self.kafka,
                         open_documents=partial(open_documents, self.client, generation),
                         status=Status(),
                         max_events=1_000,

@@ -38,7 +38,6 @@ from shared.probes import Status
 from shared.process import configure_logging, run_process
 from shared.read_models import CHECKPOINTS, PROJECT_EPISODES
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
-from shared.topic_consumer import TopicConsumer
 from shared.topics import TopicSettings, create_topics
 from tests.cluster import ThrowAwayServers, throw_away_servers
 from tests.event_log import History, PartitionLog
@@ -345,7 +344,7 @@ async def _project(events: int) -> dict[str, float]:
         loop = asyncio.create_task(
             run(
                 0,
-                events=TopicConsumer(KafkaSettings(), EVENTS),
+                kafka=KafkaSettings(),
                 open_documents=partial(open_documents, client, 1),
                 status=Status(),
                 max_events=BATCH,

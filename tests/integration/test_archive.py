@@ -30,8 +30,7 @@ from shared.ids import StreamId
 from shared.kafka import append_together, describe_topic, open_producer, partition_of
 from shared.log import Commit, Cursor, LogReader
 from shared.probes import Status
-from shared.settings import COMMANDS, EVENTS, KafkaSettings
-from shared.topic_consumer import TopicConsumer
+from shared.settings import EVENTS, KafkaSettings
 from tests.cluster import Cluster, throw_away_cluster, throw_away_servers
 from tests.e2e.client import Http, Project, Tenant, body_of, event_id_of, open_http
 from tests.event_log import History, PartitionLog
@@ -304,9 +303,7 @@ async def put_log(kafka: KafkaSettings, log: PartitionLog) -> None:
 @contextlib.asynccontextmanager
 async def ingestor(kafka: KafkaSettings, folder: Path, partition: int) -> AsyncIterator[asyncio.Task[None]]:
     settings = IngestorSettings(instance_id="one", state_dir=folder / "state")
-    task = asyncio.create_task(
-        Writer(kafka, TopicConsumer(kafka, COMMANDS), settings, Replies(), Status()).run(partition)
-    )
+    task = asyncio.create_task(Writer(kafka, settings, Replies(), Status()).run(partition))
     try:
         yield task
     finally:

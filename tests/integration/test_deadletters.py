@@ -33,7 +33,6 @@ from shared.kafka import client_options, open_producer, partition_of
 from shared.log import Commit, Cursor, LogReader
 from shared.probes import Status
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
-from shared.topic_consumer import TopicConsumer
 from tests.builders import patch, upsert
 from tests.cluster import throw_away_servers
 from tests.topics import everything, remake_topics, until
@@ -57,7 +56,7 @@ async def kafka(broker: KafkaSettings) -> KafkaSettings:
 @contextlib.asynccontextmanager
 async def ingestor(kafka: KafkaSettings, folder: Path) -> AsyncIterator[None]:
     settings = IngestorSettings(instance_id="one", state_dir=folder / "state")
-    writer = Writer(kafka, TopicConsumer(kafka, COMMANDS), settings, Replies(), Status())
+    writer = Writer(kafka, settings, Replies(), Status())
     tasks = [asyncio.create_task(writer.run(partition)) for partition in PARTITIONS]
     try:
         yield

@@ -34,7 +34,6 @@ from shared.probes import Status
 from shared.receipts import CommandRefused, EpisodesRecorded, EpisodeUpserted, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES, KafkaSettings
 from shared.supervisor import error_of
-from shared.topic_consumer import TopicConsumer
 from shared.topics import TopicSettings, create_topics
 from tests.builders import batch, item, upsert
 from tests.cluster import throw_away_servers
@@ -97,8 +96,7 @@ class Harness:
 
         async def every() -> None:
             async with open_replies(self.kafka) as replies, asyncio.TaskGroup() as tasks:
-                commands = TopicConsumer(self.kafka, COMMANDS)
-                writer = Writer(self.kafka, commands, settings, replies, self.status, snapshots)
+                writer = Writer(self.kafka, settings, replies, self.status, snapshots)
                 for partition in partitions:
                     tasks.create_task(one(writer, partition))
 

@@ -39,7 +39,6 @@ from shared.mongo import Client, generation_database, open_mongo
 from shared.probes import Status
 from shared.read_models import CHECKPOINTS
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
-from shared.topic_consumer import TopicConsumer
 from shared.topics import TopicSettings, create_topics
 from tests.cluster import ThrowAwayServers, throw_away_servers
 from tests.event_log import History, PartitionLog
@@ -91,7 +90,7 @@ class Harness:
         generation = await generations.prepare(self.client)
         await run(
             partition,
-            events=TopicConsumer(self.kafka, EVENTS),
+            kafka=self.kafka,
             open_documents=partial(open_documents, self.client, generation),
             status=self.status,
             max_events=max_events,
