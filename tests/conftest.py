@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Generator, Iterator, Mapping
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -13,6 +14,9 @@ from tests.cluster import (
     throw_away_cluster,
     throw_away_servers,
 )
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")  # no test depends on how fast the machine is
 
 
 @pytest.fixture(scope="session")
