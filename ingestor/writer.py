@@ -178,7 +178,13 @@ class Writer:
                 try:
                     command = _command_in(record, partitions)
                 except PoisonRecord as error:
-                    receipt = await dead_letters.park(record, error)
+                    try:
+                        receipt = await dead_letters.park(record, error)
+                    except PoisonRecord:  # the partition stops: what was decided before is written and answered
+                        if tenure.open_bytes:
+                            await pipeline.send(tenure.close_batch())
+                        await pipeline.drain()
+                        raise
                     tenure.note_poison(receipt, command_offset=record.offset, at=at, reply_to=_reply_partition(record))
                 else:
                     tenure.decide(command, command_offset=record.offset, at=at, reply_to=_reply_partition(record))

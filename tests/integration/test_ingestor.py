@@ -334,6 +334,18 @@ async def test_too_many_unreadable_commands_stop_the_partition_and_say_why(harne
             writing.result()
         assert stopped.group_contains(PoisonRecord, match="more than 5 commands within a minute could not be read")
 
+    async def parked() -> list[bytes]:
+        async with open_partition(harness.kafka, DEAD_LETTERS, 0) as consumer:
+            letters = await everything(consumer, DEAD_LETTERS, 0)
+        return [dict(letter.headers)["source-offset"] for letter in letters]
+
+    async def all_parked() -> bool:
+        return len(await parked()) >= 6
+
+    async with harness.writing(partitions=(0,)):  # a person has looked: none is parked a second time
+        await until(all_parked)
+    assert await parked() == [b"0", b"1", b"2", b"3", b"4", b"5"]
+
 
 async def test_commands_that_expired_before_they_were_decided_stop_the_partition(harness: Harness) -> None:
     for _ in range(3):
