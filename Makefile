@@ -65,5 +65,8 @@ $(INSTALLED): requirements-dev.lock
 		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is none: install one, or name it with PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "'$(PYTHON)' cannot make a virtual environment: install its venv module (Debian: python3-venv)." >&2; exit 1; }
+	@# The lock's own pip first: older ones look past the lock for a package that is asked for with an extra.
+	sed -n '/^pip==/,/^    # via/p' requirements-dev.lock > $(VENV)/pip.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r $(VENV)/pip.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
