@@ -25,9 +25,9 @@ MAX_BATCH_BYTES = 12 * 1024 * 1024
 _REST = 4.0
 _LONGEST_REST_SECONDS = 0.05
 _FEW = 500
-"""A transaction costs almost as much for one event as for twenty. So a partition for which few records wait rests
-before it takes them: four times as long as its last transaction took. Whoever waits for one event hardly notices, and
-under load transactions become larger instead of more frequent (ADR 18)."""
+"""A transaction costs almost as much for one command as for twenty. So after one of several commands a partition for
+which few records wait rests before it takes them: four times as long as that transaction took. Under load transactions
+become larger instead of more frequent, and whoever writes alone waits for no rest (ADR 18)."""
 
 OpenDocuments = Callable[[int], AbstractAsyncContextManager[DocumentStore]]
 
@@ -104,7 +104,7 @@ async def _follow(
     took = 0.0
 
     async def prepare(previous: _Batch) -> _Batch:
-        if previous.commits and source.behind < _FEW:
+        if len(previous.commits) > 1 and source.behind < _FEW:
             await asyncio.sleep(min(_REST * took, _LONGEST_REST_SECONDS))
         portion = await source.take(max_events=size.most, max_bytes=MAX_BATCH_BYTES)
         return await _fold(partition, portion, previous, documents)

@@ -150,9 +150,7 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
         if batch.retry_count
     }
     waiting.fail_all(ProducerClosed())
-    if not await _ended(asyncio.ensure_future(producer.stop()), _STOP_SECONDS):
-        _log.warning("a producer of Kafka does not stop by itself", after=_STOP_SECONDS)
-        await _ended(asyncio.ensure_future(producer.client.close()), _STOP_SECONDS)
+    await _stop(producer, producer.client)
 
 
 async def append_together(
@@ -184,18 +182,6 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
     Raises:
         Unavailable: Kafka does not answer.
     """
-    async with open_consumer(settings, f"{topic}/{partition}") as consumer:
-        consumer.assign([TopicPartition(topic, partition)])
-        yield consumer
-
-
-@asynccontextmanager
-async def open_consumer(settings: KafkaSettings, what: str) -> AsyncIterator[AIOKafkaConsumer]:
-    """A started consumer without a group and without partitions. An offset out of range is an error.
-
-    Raises:
-        Unavailable: Kafka does not answer. The message says of ``what``.
-    """
     consumer = AIOKafkaConsumer(
         **client_options(settings),
         enable_auto_commit=False,
@@ -205,29 +191,35 @@ async def open_consumer(settings: KafkaSettings, what: str) -> AsyncIterator[AIO
         retry_backoff_ms=50,
     )
     try:
-        with translated(f"connecting a consumer of {what}"):
+        with translated(f"connecting a consumer of {topic}/{partition}"):
             await _started(consumer.start(), REQUEST_TIMEOUT_MS / 1000)
+        consumer.assign([TopicPartition(topic, partition)])
         yield consumer
     finally:
-        await _stop(consumer)
+        await _stop_consumer(consumer)
 
 
-async def _stop(consumer: AIOKafkaConsumer) -> None:
+async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    await _stop(consumer, consumer._fetcher, consumer._client)  # noqa: SLF001
+
+
+async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer, *parts: Any) -> None:
+    """Stop the client; if that does not work, close at least its parts."""
     # With a broker away, aiokafka lets the cancellation of its own fetch out and leaves its client open. In our task
     # that would look as if somebody had cancelled us, and the task would end without a word. And a member of a group
     # first ends what it has begun with the group's coordinator, however long that takes.
-    stopping = asyncio.ensure_future(consumer.stop())
+    stopping = asyncio.ensure_future(client.stop())
     try:
         await asyncio.wait([stopping], timeout=_STOP_SECONDS)
     finally:
         if not stopping.done():
-            _log.warning("a consumer of Kafka does not stop by itself", after=_STOP_SECONDS)
+            _log.warning("a client of Kafka does not stop by itself", client=type(client).__name__, after=_STOP_SECONDS)
         if await _ended(stopping):
             stopping.result()
         else:
-            for rest in (consumer._fetcher, consumer._client):  # noqa: SLF001
-                if rest is not None:
-                    await _ended(asyncio.ensure_future(rest.close()), _STOP_SECONDS)
+            for part in parts:
+                if part is not None:
+                    await _ended(asyncio.ensure_future(part.close()), _STOP_SECONDS)
 
 
 async def _ended(task: "asyncio.Future[Any]", seconds: float = 0.0) -> bool:
@@ -334,4 +326,4 @@ async def open_membership(
             await _started(consumer.start(), 2 * SESSION_TIMEOUT_MS / 1000)
         yield consumer
     finally:
-        await _stop(consumer)
+        await _stop_consumer(consumer)

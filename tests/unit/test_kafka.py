@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from structlog.testing import capture_logs
 
-from shared.kafka import ends, open_consumer
+from shared.kafka import ends, open_partition, open_producer
 from shared.settings import KafkaSettings
 
 
@@ -45,6 +46,9 @@ class Stopping:
     async def start(self) -> None:
         pass
 
+    def assign(self, _: Any) -> None:
+        pass
+
     @property
     def closed(self) -> bool:
         return self._fetcher.closed and self._client.closed
@@ -73,7 +77,31 @@ async def test_a_consumer_that_does_not_stop_as_it_should_is_closed_and_nobody_i
     monkeypatch.setattr("shared.kafka.AIOKafkaConsumer", lambda **_: consumer)
     monkeypatch.setattr("shared.kafka._STOP_SECONDS", 0.05)
     with capture_logs() as logs:
-        async with asyncio.timeout(10), open_consumer(KafkaSettings(), "events"):
+        async with asyncio.timeout(10), open_partition(KafkaSettings(), "events", 0):
             pass
     assert consumer.closed
     assert bool(logs) == (stop is never)
+
+
+@pytest.mark.parametrize("stop", [never, by_a_cancellation])
+async def test_a_producer_that_does_not_stop_as_it_should_is_closed_and_the_error_is_told(
+    stop: Callable[[], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = StoppingProducer(stop)
+    monkeypatch.setattr("shared.kafka.AIOKafkaProducer", lambda **_: producer)
+    monkeypatch.setattr("shared.kafka._STOP_SECONDS", 0.05)
+    with capture_logs() as logs, pytest.raises(LookupError):
+        async with asyncio.timeout(10), open_producer(KafkaSettings()):
+            raise LookupError
+    assert producer.client.closed
+    assert bool(logs) == (stop is never)
+
+
+class StoppingProducer(Stopping):
+    """A producer with nothing to send that stops as the test says."""
+
+    def __init__(self, stop: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(stop)
+        self.client = Part()
+        self._sender = SimpleNamespace(sender_task=None)
+        self._message_accumulator = SimpleNamespace(_pending_batches=set(), _batches={}, fail_all=lambda _: None)
