@@ -11,6 +11,7 @@ from collections import Counter
 from shared.errors import EpisodesError, Unavailable
 
 _MOST_KEPT = 4096
+_FEW = 8
 _FASTEST_FALL, _SLOWEST_FALL = 1 / 4, 3 / 4
 
 
@@ -89,6 +90,7 @@ class LatencyLimit(Limit):
 
     What takes longer than ``target`` seconds waits behind others: with fewer at once just as many get done. How many
     fewer, Little's law says. While somebody wants more and nobody waits, it grows by one for each, as TCP begins.
+    When it falls, more is out than there may be; who holds a few goes on all the same, until ``most`` are out.
     """
 
     def __init__(self, most: int, what: str, *, least: int, target: float) -> None:
@@ -97,6 +99,11 @@ class LatencyLimit(Limit):
         self._greatest = most
         self._target = target
         self._changed_at = float("-inf")
+
+    def check(self, caller: str, amount: int = 1) -> None:
+        few = self._held[caller] + amount <= _FEW and self.taken + amount <= self._greatest
+        if not few:
+            super().check(caller, amount)
 
     def observe(self, began_at: float, ended_at: float) -> None:
         """Note how long one took, before it is given back. Times are the loop's."""

@@ -104,6 +104,22 @@ def test_the_limit_does_not_fall_below_what_is_always_allowed() -> None:
     assert limit.most == 128
 
 
+def test_who_asks_for_little_is_let_in_while_more_is_out_than_the_fallen_limit_allows() -> None:
+    limit = LatencyLimit(1000, "writes", least=128, target=TARGET)
+    served(limit, rate=10_000, seconds=5)
+    limit.take("greedy", 500)
+    limit.observe(began_at=5, ended_at=5 + 4 * TARGET)
+    assert limit.most < limit.taken
+    assert [taken_by(limit, caller) for caller in ("greedy", "alice", "bob")] == [0, 8, 8]
+    limit.give_back("greedy", 400)
+    assert taken_by(limit, "alice") > 0
+
+
+def test_nobody_is_let_in_when_as_much_is_out_as_there_may_ever_be() -> None:
+    limit = LatencyLimit(10, "writes", least=10, target=TARGET)
+    assert [taken_by(limit, caller) for caller in ("alice", "bob", "carol")] == [8, 2, 0]
+
+
 def test_the_limit_stays_where_nobody_wants_more() -> None:
     limit = LatencyLimit(4096, "writes", least=128, target=TARGET)
     for _ in range(100):
