@@ -63,7 +63,19 @@ class KafkaServer(ManagedProcess):
         self.bootstrap = f"{HOST}:{port}"
         self._data = folder / "kafka"
         self._properties = folder / "kafka.properties"
-        self._controller_port = controller_port
+        # never a "-" first: an option
+        self.cluster = f"E{urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip('=')}"
+        self.settings: dict[str, str] = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@{HOST}:{controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{HOST}:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
+            "log.dirs": str(self._data),
+            **KAFKA_SETTINGS,
+        }
+        self.format_options: list[str] = []
         self._java = [find_java(), KAFKA_HEAP, "-Djava.awt.headless=true", "-cp", f"{kafka_jars(say)}/*"]
         self._java += [f"-Dlog4j2.configurationFile={ROOT / 'local' / 'kafka' / 'log4j2.properties'}"]
         argv = [*self._java, "kafka.Kafka", str(self._properties)]
@@ -71,24 +83,11 @@ class KafkaServer(ManagedProcess):
 
     def prepare(self) -> None:
         super().prepare()
-        settings = {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@{HOST}:{self._controller_port}",
-            "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{HOST}:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap}",
-            "log.dirs": str(self._data),
-            **KAFKA_SETTINGS,
-        }
-        self._properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        self._properties.write_text("".join(f"{key}={value}\n" for key, value in self.settings.items()))
         if not (self._data / "meta.properties").exists():
-            cluster = (
-                f"E{urlsafe_b64encode(uuid.uuid4().bytes).decode()[1:].rstrip('=')}"  # never a "-" first: an option
-            )
-            format_storage = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties)]
+            tool = [*self._java, "kafka.tools.StorageTool", "format", "-t", self.cluster, "-c", str(self._properties)]
             with self.log.open("ab") as log:
-                subprocess.run([*self._java, *format_storage], stdout=log, stderr=log, check=True)
+                subprocess.run([*tool, *self.format_options], stdout=log, stderr=log, check=True)
 
     def missing(self) -> str | None:
         return super().missing() or kafka_missing(self.bootstrap)

@@ -129,7 +129,8 @@ class Broker(KafkaServer):
         listeners = {"PLAINTEXT": "direct"} | {kind.upper(): kind for kind in SERVICES}
         voters = ",".join(f"{index + 1}@{HOST}:{each['controller']}" for index, each in enumerate(ports))
         own = self._own
-        self._settings = {
+        self.cluster = _CLUSTER
+        self.settings |= {
             "node.id": str(number + 1),
             "controller.quorum.voters": voters,
             "listeners": ",".join(
@@ -143,7 +144,7 @@ class Broker(KafkaServer):
             "inter.broker.listener.name": "PLAINTEXT",
         }
         if len(ports) > 1:
-            self._settings |= {
+            self.settings |= {
                 "default.replication.factor": "3",
                 "min.insync.replicas": "2",
                 "offsets.topic.replication.factor": "3",
@@ -155,20 +156,6 @@ class Broker(KafkaServer):
                 "leader.imbalance.check.interval.seconds": "10",  # 300 by default: leaders go home while we look
                 "leader.imbalance.per.broker.percentage": "0",
             }
-
-    def prepare(self) -> None:
-        self._data.mkdir(parents=True, exist_ok=True)
-        made = (self._data / "meta.properties").exists()
-        if not made:
-            (self._data / "meta.properties").touch()  # so that it is not formatted yet, with another cluster's id
-        super().prepare()
-        with self._properties.open("a") as file:  # the last line for a key counts
-            file.writelines(f"{key}={value}\n" for key, value in self._settings.items())
-        if not made:
-            (self._data / "meta.properties").unlink()
-            format_storage = ["kafka.tools.StorageTool", "format", "-t", _CLUSTER, "-c", str(self._properties)]
-            with self.log.open("ab") as log:
-                subprocess.run([*self._java, *format_storage], stdout=log, stderr=log, check=True)
 
 
 class Member(MongoServer):

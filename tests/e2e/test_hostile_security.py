@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import functools
+import os
 import re
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -16,21 +19,24 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.admin import CreateAclsRequest
 from pymongo import MongoClient
+from pymongo.errors import OperationFailure
 
 from local.prerequisites import missing_for_processes
 from local.process import OWNER, ROOT, ManagedProcess
-from local.servers import KafkaServer, free_port
+from local.servers import free_port
 from local.services import make_token
+from shared.kafka import client_options
+from shared.settings import KafkaSettings
 from tests.cluster import RUNNING, Cluster, ThrowAwayServers, _folder, wait_until
 from tests.e2e.client import Http, Project, Tenant, a_project, a_tenant, assert_problem, body_of, open_http
 from tests.e2e.ledger import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES
 from tests.e2e.load import eventually
+from tests.e2e.secured import ADMIN, MECHANISM, Certificate, SecuredKafka, SecuredMongo
 
 PAGE = (ROOT / "docs" / "security.md").read_text()
 PRINCIPALS = ("gateway", "ingestor", "projector", "topics")
-ADMIN = "admin"
 KAFKA_PASSWORDS = {name: f"secret-kafka-password-of-{name}" for name in (*PRINCIPALS, ADMIN)}
-MONGODB_PASSWORD = "secret-mongodb-password"
+MONGODB_PASSWORDS = {name: f"secret-mongodb-password-of-{name}" for name in ("gateway", "projector", ADMIN)}
 JWT_SECRETS = ("secret-that-signs-tokens-first-of-two", "secret-that-signs-tokens-second-of-two")
 TOPICS = (COMMANDS, EVENTS, REPLIES, DEAD_LETTERS)
 
@@ -65,6 +71,14 @@ def documented_rights() -> list[Right]:
     return rights
 
 
+def documented_roles() -> dict[str, list[str]]:
+    """Read the roles of MongoDB's users from the table in docs/security.md."""
+    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+AnyDatabase`(?:, )?)+) \|", PAGE, re.MULTILINE)
+    roles = {user: re.findall(r"\w+", granted) for user, granted in rows}
+    assert set(roles) == {"gateway", "projector"}, "the table is not what this test reads"
+    return roles
+
+
 def has(user: str, operation: str, topic: str) -> bool:
     return any(
         right.principal == user and right.operation == operation and right.resource == "topic" and right.name == topic
@@ -75,46 +89,25 @@ def has(user: str, operation: str, topic: str) -> bool:
 # ---- the servers -----------------------------------------------------------------------------------------------------
 
 
-class SecuredKafka(KafkaServer):
-    """A Kafka that knows its users by their passwords, and lets them do what was allowed to them and nothing else."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        users = " ".join(f'user_{name}="{password}"' for name, password in KAFKA_PASSWORDS.items())
-        settings = {
-            "listeners": f"SASL_PLAINTEXT://{self.bootstrap},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"SASL_PLAINTEXT://{self.bootstrap}",
-            "listener.security.protocol.map": "SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "inter.broker.listener.name": "SASL_PLAINTEXT",
-            "sasl.enabled.mechanisms": "PLAIN",
-            "sasl.mechanism.inter.broker.protocol": "PLAIN",
-            "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
-                "org.apache.kafka.common.security.plain.PlainLoginModule required "
-                f'username="{ADMIN}" password="{KAFKA_PASSWORDS[ADMIN]}" {users};'
-            ),
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users": f"User:{ADMIN};User:ANONYMOUS",  # the controller's listener is its own, and has no users
-            "allow.everyone.if.no.acl.found": "false",
-        }
-        with self._properties.open("a") as properties:
-            properties.writelines(f"{key}={value}\n" for key, value in settings.items())
+def as_user(servers: ThrowAwayServers, name: str) -> dict[str, Any]:
+    """What a client of Kafka needs to be this user."""
+    return client_options(
+        KafkaSettings(
+            bootstrap_servers=servers.kafka_bootstrap,
+            security_protocol="SASL_SSL",
+            sasl_mechanism=MECHANISM,
+            sasl_username=name,
+            sasl_password=KAFKA_PASSWORDS[name],
+            ssl_cafile=str(servers.folder / "ca.pem"),
+        )
+    )
 
 
-def as_user(bootstrap: str, name: str) -> dict[str, Any]:
-    return {
-        "bootstrap_servers": bootstrap,
-        "security_protocol": "SASL_PLAINTEXT",
-        "sasl_mechanism": "PLAIN",
-        "sasl_plain_username": name,
-        "sasl_plain_password": KAFKA_PASSWORDS[name],
-    }
-
-
-async def allow(bootstrap: str, rights: Sequence[Right]) -> None:
+async def allow(servers: ThrowAwayServers, rights: Sequence[Right]) -> None:
     """Give these rights, as soon as the broker knows its users."""
 
     async def connected() -> AIOKafkaAdminClient | None:
-        admin = AIOKafkaAdminClient(**as_user(bootstrap, ADMIN))
+        admin = AIOKafkaAdminClient(**as_user(servers, ADMIN))
         try:
             await admin.start()
         except KafkaConnectionError:
@@ -136,49 +129,54 @@ async def allow(bootstrap: str, rights: Sequence[Right]) -> None:
 
 @pytest.fixture(scope="module")
 async def secured() -> AsyncIterator[Cluster]:
-    """The service with a user for each process, both servers with passwords, and keys in files."""
+    """The service with a user for each process, both servers behind TLS and passwords, and keys in files."""
     with _folder() as folder:
-        servers = ThrowAwayServers(folder)
-        servers.kafka = SecuredKafka(folder, port=free_port(), controller_port=free_port(), env={OWNER: str(folder)})
-        servers.kafka_bootstrap = servers.kafka.bootstrap
-        both = [servers.kafka, servers.mongodb]
-        RUNNING.extend(both)
+        servers, certificate, env = ThrowAwayServers(folder), Certificate(folder), {OWNER: str(folder)}
+        ports = {"port": free_port(), "controller_port": free_port()}
+        kafka = SecuredKafka(folder, certificate=certificate, passwords=KAFKA_PASSWORDS, env=env, **ports)
+        mongodb = SecuredMongo(folder, certificate=certificate, port=free_port(), env=env)
+        servers.kafka, servers.mongodb, servers.kafka_bootstrap = kafka, mongodb, kafka.bootstrap
+        RUNNING.extend([kafka, mongodb])
         try:
-            for server in both:
+            for server in (kafka, mongodb):
                 server.start()
-            for server in both:
+            for server in (kafka, mongodb):
                 server.wait_ready()
-            with MongoClient[dict[str, Any]](servers.mongodb_url) as client:
-                client.admin.command("createUser", "episodes", pwd=MONGODB_PASSWORD, roles=["root"])
-            await allow(servers.kafka_bootstrap, documented_rights())
-            with _service(servers, folder) as running:
+            mongodb.add_users(documented_roles(), MONGODB_PASSWORDS)
+            await allow(servers, documented_rights())
+            with _service(servers, mongodb) as running:
                 yield running
         finally:
-            for server in both:
+            for server in (kafka, mongodb):
                 RUNNING.remove(server)
                 server.kill()
 
 
 @contextlib.contextmanager
-def _service(servers: ThrowAwayServers, folder: Path) -> Iterator[Cluster]:
-    secrets = folder / "jwt-secrets"
+def _service(servers: ThrowAwayServers, mongodb: SecuredMongo) -> Iterator[Cluster]:
+    secrets = servers.folder / "jwt-secrets"
     secrets.write_text("\n".join(JWT_SECRETS))
+    urls = {name: mongodb.url_for(name, MONGODB_PASSWORDS[name]) for name in documented_roles()}
     settings = {
-        "MONGODB_URL": servers.mongodb_url.replace("mongodb://", f"mongodb://episodes:{MONGODB_PASSWORD}@"),
-        "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
-        "KAFKA_SASL_MECHANISM": "PLAIN",
+        "MONGODB_URL": urls["gateway"],
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SSL_CAFILE": str(servers.folder / "ca.pem"),
+        "KAFKA_SASL_MECHANISM": MECHANISM,
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "json",
         "GATEWAY_REPLY_TIMEOUT": "3",
         "JWT_SECRETS_FILE": str(secrets),
     }
-    cluster = Cluster(servers, folder, settings)
+    cluster = Cluster(servers, servers.folder, settings)
     cluster.jwt_secret = JWT_SECRETS[1]
     cluster.env |= _kafka_user("topics")
     cluster.run_topics()
     try:
-        for kind in ("gateway", "ingestor", "projector"):
-            cluster.add_process(kind, kind, _kafka_user(kind)).start()
+        cluster.add_process("gateway", "gateway", _kafka_user("gateway"))
+        cluster.add_process("ingestor", "ingestor", _kafka_user("ingestor") | {"MONGODB_URL": "mongodb://nowhere"})
+        cluster.add_process("projector", "projector", _kafka_user("projector") | {"MONGODB_URL": urls["projector"]})
+        for process in cluster.processes.values():
+            process.start()
         for process in cluster.processes.values():
             process.wait_ready()
         yield cluster
@@ -215,7 +213,7 @@ async def test_the_documented_rights_are_enough(secured: Cluster, project: Proje
     assert await project.names() == ["run-042"]
     assert (await tenant.recorded(content="A word."))["content"] == "A word."
     # A command that nobody can read is put aside: the ingestor may do that too.
-    producer = AIOKafkaProducer(**as_user(secured.servers.kafka_bootstrap, ADMIN))
+    producer = AIOKafkaProducer(**as_user(secured.servers, ADMIN))
     await producer.start()
     await producer.send_and_wait(COMMANDS, b"no JSON", key=b"x")
     await producer.stop()
@@ -227,13 +225,28 @@ async def test_the_documented_rights_are_enough(secured: Cluster, project: Proje
     await project.given("run-044")
 
 
+async def test_the_documented_roles_are_enough_for_a_rebuild_and_the_gateways_does_not_write(
+    secured: Cluster, project: Project
+) -> None:
+    await project.given("run-042")
+    env = {**os.environ, **secured.processes["projector"].env}
+    for command in ("rebuild", "rollback", "verify"):
+        argv = [sys.executable, "-m", "projector", command, *(["--workers", "1"] if command != "rollback" else [])]
+        tool = await asyncio.to_thread(subprocess.run, argv, env=env, cwd=ROOT, capture_output=True, text=True)
+        assert tool.returncode == 0, tool.stdout + tool.stderr
+    assert await project.names() == ["run-042"]
+    with MongoClient[dict[str, Any]](secured.env["MONGODB_URL"]) as client:
+        assert client["episodes_meta"]["pointers"].find_one() is not None
+        with pytest.raises(OperationFailure, match="not authorized"):
+            client["episodes_meta"]["pointers"].insert_one({})
+
+
 @pytest.mark.parametrize("user", PRINCIPALS)
 async def test_nobody_may_do_more_than_is_documented(secured: Cluster, user: str) -> None:
-    bootstrap = secured.servers.kafka_bootstrap
-    options = as_user(bootstrap, user)
+    options = as_user(secured.servers, user)
     for topic in TOPICS:
         if not has(user, "WRITE", topic):
-            async with _started(AIOKafkaProducer(**options, request_timeout_ms=2_000)) as producer:
+            async with _started(AIOKafkaProducer(**{**options, "request_timeout_ms": 2_000})) as producer:
                 with pytest.raises(KafkaError, match=r"(?i)authori|metadata"):
                     await asyncio.wait_for(producer.send_and_wait(topic, b"forged", partition=0), 20)
         if not has(user, "READ", topic):
@@ -284,7 +297,7 @@ async def test_no_secret_is_told_in_a_log_or_an_answer(secured: Cluster, project
     for name, settings in WRONG_SETTINGS.items():
         answers += await pages_of_one_that_is_told_wrong(secured, name, settings(secured.env))
 
-    secrets = {*KAFKA_PASSWORDS.values(), MONGODB_PASSWORD, *JWT_SECRETS, *SENT}
+    secrets = {*KAFKA_PASSWORDS.values(), *MONGODB_PASSWORDS.values(), *JWT_SECRETS, *SENT}
     secrets |= {project.token, secured.api_key, "secret-wrong"}
     told = [(process.name, process.log.read_text()) for process in secured.processes.values()]
     assert all(text for _, text in told), "a log is empty: it cannot have been looked at"
@@ -326,7 +339,7 @@ async def errors_and_pages(secured: Cluster, project: Project, tenant: Tenant) -
 
 WRONG_SETTINGS: dict[str, Callable[[Mapping[str, str]], dict[str, str]]] = {
     "password": lambda _: {"KAFKA_SASL_PASSWORD": "secret-wrong"},
-    "user": lambda env: {"MONGODB_URL": env["MONGODB_URL"].replace("episodes:", "nobody:")},
+    "user": lambda env: {"MONGODB_URL": env["MONGODB_URL"].replace("gateway:", "nobody:")},
     "url": lambda env: {"MONGODB_URL": env["MONGODB_URL"].replace("127.0.0.1", "127.0.0.1:x:y")},
     "secret": lambda _: {"JWT_SECRET": "secret-wrong"},
     "keys": lambda _: {"API_KEYS": '{"secret-wrong": ["*"]}'},
