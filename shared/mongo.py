@@ -62,9 +62,11 @@ def translated(what: str) -> Iterator[None]:
         raise Unavailable(f"{what}: {str(error).partition(', Timeout:')[0]}") from error
 
 
-_PASSING_CODES = frozenset({6, 7, 43, 89, 91, 112, 175, 189, 215, 237, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+_PASSING_CODES = frozenset(
+    {6, 7, 43, 89, 91, 112, 175, 189, 215, 237, 262, 9001, 10107, 11600, 11601, 11602, 13435, 13436}
+)
 """HostUnreachable, HostNotFound, NetworkTimeout, shutting down, WriteConflict, stepped down, a database that is being
-dropped, a cursor that is gone because of such things, not primary and kin."""
+dropped, a cursor that is gone because of such things, interrupted, not primary and kin."""
 
 
 @asynccontextmanager
