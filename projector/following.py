@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 import structlog
 
 from projector import generations
-from projector.documents import DocumentStore, open_documents
+from projector.documents import DocumentStore
 from projector.loop import run
+from projector.mongodb import Generation, open_documents
 from projector.settings import ProjectorSettings
 from shared.errors import Unavailable
 from shared.mongo import Client
@@ -32,6 +33,7 @@ class Following:
         self._status = status
         self._in_use = 0
         self._statuses: defaultdict[int, Status] = defaultdict(Status)
+        self._generations: dict[int, Generation] = {}
         self._wanted: frozenset[int] = frozenset()
         self._changed = asyncio.Event()
 
@@ -96,7 +98,8 @@ class Following:
         if number not in await generations.live(self._client):
             await self._look()
             raise Unavailable(f"generation {number} was dropped")  # soon this task is ended
-        async with open_documents(self._client, number, partition) as documents:
+        generation = self._generations.setdefault(number, Generation(self._client, number))
+        async with open_documents(self._client, number, partition, generation) as documents:
             yield documents
 
     async def _look(self) -> None:
@@ -116,5 +119,6 @@ class Following:
             self._wanted = wanted
             for number in self._statuses.keys() - wanted:
                 del self._statuses[number]
+                self._generations.pop(number, None)
             self._changed.set()
             self._changed = asyncio.Event()

@@ -22,12 +22,8 @@ from shared.supervisor import gravest
 MAX_BATCH_BYTES = 12 * 1024 * 1024
 """Of records and of loaded documents in one transaction. A single command may exceed it."""
 
-_REST = 4.0
-_LONGEST_REST_SECONDS = 0.05
 _FEW = 500
-"""A transaction costs almost as much for one command as for twenty. So after one of several commands a partition for
-which few records wait rests before it takes them: four times as long as that transaction took. Under load transactions
-become larger instead of more frequent, and whoever writes alone waits for no rest (ADR 18)."""
+"""Where fewer records than these wait, a partition takes them when the documents have had their rest."""
 
 OpenDocuments = Callable[[int], AbstractAsyncContextManager[DocumentStore]]
 
@@ -99,25 +95,24 @@ class _Batch(Struct, frozen=True):
 async def _follow(
     partition: int, source: CommitSource, documents: DocumentStore, cursor: Cursor, size: _BatchSize
 ) -> Never:
-    """Apply batch after batch, each prepared while the one before it is being applied."""
-    clock = asyncio.get_running_loop().time
-    took = 0.0
+    """Apply batch after batch; if much is there, each is prepared while the one before it is being applied.
+
+    A transaction costs almost as much for one command as for twenty. So where little is there, and more than one
+    command came, the next are taken only after a rest: transactions become larger instead of more frequent (ADR 18).
+    """
 
     async def prepare(previous: _Batch) -> _Batch:
-        if len(previous.commits) > 1 and source.behind < _FEW:
-            await asyncio.sleep(min(_REST * took, _LONGEST_REST_SECONDS))
         portion = await source.take(max_events=size.most, max_bytes=MAX_BATCH_BYTES)
         return await _fold(partition, portion, previous, documents)
 
-    async def apply(batch: _Batch) -> None:
-        nonlocal took
-        began = clock()
-        await _apply(partition, batch, documents)
-        took = clock() - began
-
     batch = await prepare(_Batch(cursor, cursor))
     while batch.end is None:
-        batch = await _both(apply(batch), prepare(batch))
+        if source.behind < _FEW:
+            await _apply(partition, batch, documents)
+            await documents.rest(len(batch.commits))
+            batch = await prepare(batch)
+        else:
+            batch = await _both(_apply(partition, batch, documents), prepare(batch))
         size.grow()
     await _apply(partition, batch, documents)
     raise batch.end.error

@@ -117,6 +117,9 @@ class InMemoryDocumentStore:
         self._database.documents |= encoded
         self._database.checkpoints[self._partition] = after
 
+    async def rest(self, commands: int) -> None:
+        pass
+
 
 def _encoded(collection: str, key: str, document: Document) -> bytes:
     try:

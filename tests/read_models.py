@@ -23,9 +23,9 @@ from bson.raw_bson import RawBSONDocument
 
 from local.process import ROOT
 from projector import generations
-from projector.documents import open_documents
 from projector.following import Following
 from projector.loop import run
+from projector.mongodb import open_documents
 from projector.settings import ProjectorSettings
 from projector.verify import Verdict, verify
 from projector.views import INDEXES

@@ -27,9 +27,9 @@ from bench.peers.quix import peer as quix
 from local.process import ROOT
 from projector import generations
 from projector.commits import CommitSource
-from projector.documents import open_documents
 from projector.fold import Writes, fold, found, touched_by
 from projector.loop import run
+from projector.mongodb import open_documents
 from projector.views import INDEXES, no_documents
 from shared.kafka import client_options, open_partition, open_producer
 from shared.log import Cursor

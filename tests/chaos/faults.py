@@ -32,6 +32,8 @@ Say = Callable[[str], None]
 
 HOUR = 3600
 DAY = 24 * HOUR
+_RESTART_SECONDS = 180
+"""A broker takes to be there again, on a machine that much else uses too."""
 
 
 @dataclass(frozen=True)
@@ -366,7 +368,7 @@ def move_leaders(stack: ChaosStack, draw: random.Random, pace: Pace) -> Fault:
             await asyncio.to_thread(stack.kill, name)
             await asyncio.sleep(draw.uniform(*pace.outage))
             await asyncio.to_thread(stack.start, name)
-            await asyncio.to_thread(stack.program(name).wait_ready)
+            await asyncio.to_thread(stack.program(name).wait_ready, _RESTART_SECONDS)
             await asyncio.sleep(5)  # time to be in sync again: with two away the log takes nothing, by design
 
     return Fault("move-leaders", "all brokers", frozenset(names), 0, inject, _nothing, work=True)

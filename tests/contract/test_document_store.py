@@ -15,9 +15,9 @@ from projector.documents import (
     Overtaken,
     Stopped,
     TooMuch,
-    open_documents,
 )
 from projector.fold import Writes
+from projector.mongodb import open_documents
 from projector.views import INDEXES
 from shared.ids import Position
 from shared.log import Cursor

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -53,7 +54,7 @@ async def test_an_operation_whose_session_was_ended_by_another_is_a_database_tha
             await things.update_one(*change, session=first)
             waiting = asyncio.ensure_future(things.update_one(*change, session=ended))
             while not waiting.done():
-                await client.admin.command("killSessions", [{"id": ended.session_id["id"]}])
+                await client.admin.command("killSessions", [{"id": cast(Any, ended).session_id["id"]}])
                 await asyncio.sleep(0.05)
         with pytest.raises(Unavailable, match="changing things: "), translated("changing things"):
             await waiting

@@ -26,9 +26,10 @@ from local.process import ROOT, ManagedProcess
 from local.servers import free_port
 from local.services import make_service
 from projector import generations
-from projector.documents import Checkpoint, MongoDocumentStore, open_documents
+from projector.documents import Checkpoint
 from projector.fold import Writes
 from projector.loop import MAX_BATCH_BYTES, run
+from projector.mongodb import MongoDocumentStore, open_documents
 from projector.views import Documents, no_documents, project
 from shared.errors import PoisonRecord, RecordsLost, Unavailable
 from shared.events import EpisodeChanges, ProjectCreated, ProjectEpisodeCreated, ProjectEpisodeRevised

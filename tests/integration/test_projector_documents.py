@@ -1,14 +1,19 @@
 """What the projector needs of MongoDB beyond the contract of `DocumentStore`: rivals, the dead, and the first start."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import pytest
+from pymongo.client_session import ClientSession
 
+import projector.mongodb
 from projector import generations
-from projector.documents import REPAIRS, Checkpoint, MongoDocumentStore, Overtaken, open_documents
+from projector.documents import REPAIRS, Checkpoint, DocumentRefused, Overtaken
 from projector.fold import Writes
+from projector.mongodb import Generation, MongoDocumentStore, Move, _move_checkpoints, open_documents
 from projector.views import INDEXES
 from shared.ids import Position
 from shared.log import Cursor
@@ -41,7 +46,8 @@ async def client(servers: ThrowAwayServers) -> AsyncIterator[Client]:
 async def hold_the_checkpoint(store: MongoDocumentStore) -> None:
     """Move the checkpoint in a transaction that is never ended, as a projector does that is killed right then."""
     store._writes.start_transaction(ReadConcern("snapshot"), DURABLE)
-    await asyncio.to_thread(store._move_checkpoint, START, Checkpoint(SECOND))
+    move = Move(store._partition, START, Checkpoint(SECOND), None, NOTHING)
+    await asyncio.to_thread(_move_checkpoints, store._generation.database, store._writes, [move])
 
 
 async def test_the_dead_do_not_hold_a_checkpoint_for_long(client: Client) -> None:
@@ -122,3 +128,142 @@ async def test_a_batch_that_was_prepared_before_documents_were_mended_is_not_app
         assert await store.checkpoint() == Checkpoint(FIRST)
         await store.apply(FIRST, Checkpoint(SECOND), NOTHING)
         assert await store.checkpoint() == Checkpoint(SECOND)
+
+
+@pytest.fixture
+async def several(client: Client) -> AsyncIterator[list[MongoDocumentStore]]:
+    """The stores of three partitions in one process."""
+    generation = Generation(client, GENERATION)
+    for name in INDEXES:
+        await client[generation_database(GENERATION)].create_collection(name)
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(open_documents(client, GENERATION, partition, generation))
+            for partition in range(3)
+        ]
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The partitions that had a part in each transaction."""
+    seen: list[list[int]] = []
+    transact = projector.mongodb.transact
+
+    def noted(database: Any, session: ClientSession, moves: Sequence[Move]) -> None:
+        seen.append([move.partition for move in moves])
+        transact(database, session, moves)
+
+    monkeypatch.setattr(projector.mongodb, "transact", noted)
+    return seen
+
+
+def stream_of(partition: int, event_id: int = 1) -> Writes:
+    key = f"stream-{partition}"
+    there = {STREAMS: {key: {"_id": key, "event_id": event_id, "at": NOON}}}
+    return Writes(there, {}) if event_id == 1 else Writes({}, there)
+
+
+async def streams(stores: Sequence[MongoDocumentStore]) -> list[str]:
+    wanted = {STREAMS: [f"stream-{partition}" for partition in range(3)]}
+    return sorted((await stores[0].load(wanted, max_bytes=None))[STREAMS])
+
+
+async def test_what_partitions_write_at_the_same_moment_is_one_transaction(
+    several: list[MongoDocumentStore], transactions: list[list[int]]
+) -> None:
+    for before, after, event_id in ((START, FIRST, 1), (FIRST, SECOND, 2)):
+        await asyncio.gather(
+            *(store.apply(before, Checkpoint(after), stream_of(n, event_id)) for n, store in enumerate(several))
+        )
+    assert transactions == [[0, 1, 2]] * 2
+    for partition, store in enumerate(several):
+        assert await store.checkpoint() == Checkpoint(SECOND)
+        found = await store.load({STREAMS: [f"stream-{partition}"]}, max_bytes=None)
+        assert found[STREAMS][f"stream-{partition}"]["event_id"] == 2
+
+
+async def test_nobody_is_kept_back_by_what_cannot_be_done_for_another(several: list[MongoDocumentStore]) -> None:
+    overtaken = several[1].apply(FIRST, Checkpoint(SECOND), stream_of(1))
+    outcomes = await asyncio.gather(
+        several[0].apply(START, Checkpoint(FIRST), stream_of(0)), overtaken, return_exceptions=True
+    )
+    assert [type(one) for one in outcomes] == [type(None), Overtaken]
+    refused = several[2].apply(START, Checkpoint(FIRST), stream_of(2, event_id=2))
+    outcomes = await asyncio.gather(
+        several[1].apply(START, Checkpoint(FIRST), stream_of(1)), refused, return_exceptions=True
+    )
+    assert [type(one) for one in outcomes] == [type(None), DocumentRefused]
+    assert await streams(several) == ["stream-0", "stream-1"]
+    assert [(await store.checkpoint()).cursor for store in several] == [FIRST, FIRST, START]
+
+
+async def test_a_partition_whose_checkpoint_the_dead_hold_keeps_back_no_other(
+    client: Client, several: list[MongoDocumentStore]
+) -> None:
+    async with open_documents(client, GENERATION, 0) as dead:
+        await hold_the_checkpoint(dead)
+        held = asyncio.create_task(several[0].apply(START, Checkpoint(FIRST), stream_of(0)))
+        others = [asyncio.create_task(several[n].apply(START, Checkpoint(FIRST), stream_of(n))) for n in (1, 2)]
+        await asyncio.gather(*others)
+        assert not held.done()
+        await held
+        assert await streams(several) == ["stream-0", "stream-1", "stream-2"]
+
+
+async def test_who_ends_the_sessions_of_others_spares_what_is_shared(
+    client: Client, several: list[MongoDocumentStore]
+) -> None:
+    await several[0].apply(START, Checkpoint(FIRST), NOTHING)
+    shared = several[0]._generation.session_id
+    assert shared is not None
+    ended: list[object] = []
+    end = several[0]._generation.client.admin.command
+
+    def noted(name: str, sessions: list[dict[str, object]]) -> object:
+        ended.extend(each["id"] for each in sessions)
+        return end(name, sessions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(several[0]._generation.client.admin), "command", lambda _, *asked: noted(*asked))
+        async with open_documents(client, GENERATION, 0) as other:
+            await asyncio.to_thread(several[0]._end_other_sessions)
+            assert other._writes.session_id["id"] in ended
+    assert shared not in ended
+
+
+async def test_much_is_not_written_together_with_others(
+    several: list[MongoDocumentStore], transactions: list[list[int]]
+) -> None:
+    many = {f"many-{number}": {"_id": f"many-{number}", "event_id": 1, "at": NOON} for number in range(65)}
+    long = {"long": {"_id": "long", "event_id": 1, "at": NOON, "text": "x" * 2**21}}
+    await asyncio.gather(
+        several[0].apply(START, Checkpoint(FIRST), Writes({STREAMS: many}, {})),
+        several[1].apply(START, Checkpoint(FIRST), Writes({STREAMS: long}, {})),
+        several[2].apply(START, Checkpoint(FIRST), stream_of(2)),
+    )
+    assert sorted(transactions) == [[0], [1], [2]]
+    wanted = {STREAMS: [*many, *long]}
+    assert len((await several[0].load(wanted, max_bytes=None))[STREAMS]) == 66
+    assert len((await several[0].load({STREAMS: [*long]}, max_bytes=None))[STREAMS]) == 1
+
+
+async def test_partitions_rest_together_after_a_transaction_of_several_commands(
+    several: list[MongoDocumentStore],
+) -> None:
+    generation = several[0]._generation
+    await several[0].apply(START, Checkpoint(FIRST), stream_of(0))
+    assert generation._rest_until > 0
+    generation._rest_until = float("inf")
+    async with asyncio.timeout(10):
+        await several[0].rest(1)  # it came alone, with one command
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await several[0].rest(2)
+    async with asyncio.timeout(10):
+        await several[0].rest(2)  # others may make the rest longer, not for ever
+    await asyncio.gather(
+        *(store.apply(START, Checkpoint(FIRST), stream_of(n + 1)) for n, store in enumerate(several[1:]))
+    )
+    until = generation._rest_until
+    await asyncio.gather(*(store.rest(1) for store in several))
+    assert time.monotonic() >= until > 0
