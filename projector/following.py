@@ -98,8 +98,9 @@ class Following:
         if number not in await generations.live(self._client):
             await self._look()
             raise Unavailable(f"generation {number} was dropped")  # soon this task is ended
-        generation = self._generations.setdefault(number, Generation(self._client, number))
-        async with open_documents(self._client, number, partition, generation) as documents:
+        if number not in self._generations:
+            self._generations[number] = Generation(self._client, number)
+        async with open_documents(self._client, number, partition, self._generations[number]) as documents:
             yield documents
 
     async def _look(self) -> None:

@@ -18,7 +18,7 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, DocumentTooLarge, 
 
 from projector.documents import REPAIRS, Checkpoint, DocumentRefused, Overtaken, TooMuch, checkpoint_in
 from projector.fold import Writes
-from projector.together import Together
+from projector.together import Together, until_over
 from projector.views import INDEXES, Document, Documents
 from shared.log import Cursor
 from shared.mongo import (
@@ -35,6 +35,8 @@ from shared.read_models import CHECKPOINTS
 T = TypeVar("T")
 
 _SESSIONS = "projector_sessions"
+_OWN, _SHARED = "sessions", "shared"
+"""Fields with the sessions of transactions of this partition alone, and of those that it shared with others."""
 _NOTED_SESSIONS = 16
 _PATIENCE_S = 1.0
 _HELD_POLL_S = 0.02
@@ -64,10 +66,10 @@ class Move(Struct, frozen=True):
 
 
 class Wish(Struct, frozen=True):
-    """Documents that a partition asks for, collection → keys, as they were at its last write or later."""
+    """Documents that a partition asks for, collection → keys, as they were at ``seen_at`` or later."""
 
     documents: Mapping[str, Sequence[str]]
-    written_at: Timestamp | None
+    seen_at: Timestamp | None
 
 
 class Generation:
@@ -92,18 +94,24 @@ class Generation:
         self._several = False
         self._rest_until = 0.0
 
-    def note(self, partition: int, session: ClientSession) -> None:
-        """Note a session that may hold the partition's checkpoint, for those who may have to end it."""
-        self.client[META][_SESSIONS].update_one(
-            {"_id": f"{self.name}/{partition}"},
-            {"$push": {"sessions": {"$each": [session.session_id["id"]], "$slice": -_NOTED_SESSIONS}}},
-            upsert=True,
+    def note(self, partitions: Iterable[int], session: ClientSession, kind: str) -> None:
+        """Note a session that may hold the partitions' checkpoints, for those who may have to end it."""
+        change = {"$push": {kind: {"$each": [session.session_id["id"]], "$slice": -_NOTED_SESSIONS}}}
+        self.client[META][_SESSIONS].bulk_write(
+            [UpdateOne({"_id": f"{self.name}/{partition}"}, change, upsert=True) for partition in partitions],
+            ordered=False,
         )
+
+    def opened(self, partition: int, session: ClientSession) -> None:
+        """Note the session of a partition's own transactions, and that of the shared ones before the next of them."""
+        self._noted.discard(partition)
+        self.note([partition], session, _OWN)
 
     @property
     def session_id(self) -> object:
         """Of the transactions that are shared; none before the first."""
-        return None if self._writes is None else self._writes.session_id["id"]
+        session = self._writes
+        return None if session is None else session.session_id["id"]
 
     async def rest(self, commands: int) -> None:
         """Wait as long as the last transaction asks for. Whoever came alone with one command does not wait."""
@@ -118,9 +126,9 @@ class Generation:
         began = time.monotonic()
         try:
             session = self._writes = self._writes or self.client.start_session()
-            for partition in {move.partition for move in moves} - self._noted:
-                self.note(partition, session)
-                self._noted.add(partition)
+            if unknown := {move.partition for move in moves} - self._noted:
+                self.note(unknown, session, _SHARED)
+                self._noted |= unknown
             transact(self.database, session, moves)
         except Exception as error:
             self._writes = None
@@ -144,7 +152,7 @@ class Generation:
         try:
             session = self._reads = self._reads or self.client.start_session()
             for wish in wishes:
-                _see(session, wish.written_at)
+                _see(session, wish.seen_at)
             return load(self.database, session, wanted, _FEW_BYTES)
         except TooMuch:
             return None
@@ -169,10 +177,10 @@ async def open_documents(
         try:
             store = MongoDocumentStore(generation, partition, reads, writes, threads)
             with translated("noting the projector's session"):
-                await _in_thread(threads, lambda: generation.note(partition, writes))
+                await _in_thread(threads, lambda: generation.opened(partition, writes))
             yield store
         finally:
-            await _in_thread(threads, writes.end_session)
+            # The session of the writes is noted and may be ended by others: PyMongo must not give it to anyone again.
             await _in_thread(threads, reads.end_session)
 
 
@@ -205,7 +213,8 @@ class MongoDocumentStore:
         self._writes = writes
         self._threads = threads
         self._repairs: int | None = None
-        self._written_at: Timestamp | None = None
+        self._seen_at: Timestamp | None = None
+        """MongoDB's time of our last write, or of the checkpoint that we began with: reads must not be of before."""
 
     async def checkpoint(self) -> Checkpoint:
         with translated("reading the checkpoint"):
@@ -219,15 +228,19 @@ class MongoDocumentStore:
         return checkpoint_in(found)
 
     def _find_checkpoint(self) -> Document | None:
-        _see(self._reads, self._written_at)
-        return self._generation.database[CHECKPOINTS].find_one({"_id": self._partition}, session=self._reads)
+        _see(self._reads, self._seen_at)
+        found = self._generation.database[CHECKPOINTS].find_one({"_id": self._partition}, session=self._reads)
+        self._seen_at = cast("Timestamp", self._reads.operation_time)
+        return found
 
     async def load(self, wanted: Mapping[str, Sequence[str]], *, max_bytes: int | None) -> Documents:
         if max_bytes is not None and max_bytes < 0:
             raise TooMuch("the batch is too large without any documents")
+        if not wanted:
+            return {}
         if sum(map(len, wanted.values())) <= _FEW_DOCUMENTS and (max_bytes is None or max_bytes >= _FEW_BYTES):
             with translated("loading documents"):
-                shared = await self._generation.load(Wish(wanted, self._written_at))
+                shared = await self._generation.load(Wish(wanted, self._seen_at))
             if shared is not None:
                 return {
                     name: {key: shared[name][key] for key in keys if key in shared[name]}
@@ -237,16 +250,16 @@ class MongoDocumentStore:
             return await _in_thread(self._threads, lambda: self._load(wanted, max_bytes))
 
     def _load(self, wanted: Mapping[str, Sequence[str]], max_bytes: int | None) -> Documents:
-        _see(self._reads, self._written_at)
+        _see(self._reads, self._seen_at)
         return load(self._generation.database, self._reads, wanted, max_bytes)
 
     async def apply(self, before: Cursor, after: Checkpoint, writes: Writes) -> None:
         move = Move(self._partition, before, after, self._repairs, writes)
         if _is_small(writes):
             with translated("applying events"):
-                written_at = await self._generation.write(move)
-            if written_at is not None:
-                self._written_at = written_at
+                seen_at = await self._generation.write(move)
+            if seen_at is not None:
+                self._seen_at = seen_at
                 return None
         held_since = time.monotonic()
         while True:
@@ -264,20 +277,21 @@ class MongoDocumentStore:
 
     def _apply(self, move: Move) -> None:
         transact(self._generation.database, self._writes, [move])
-        self._written_at = cast("Timestamp", self._writes.operation_time)
+        self._seen_at = cast("Timestamp", self._writes.operation_time)
 
     def _end_other_sessions(self) -> None:
         noted = self._generation.client[META][_SESSIONS].find_one({"_id": f"{self._generation.name}/{self._partition}"})
         own = (self._writes.session_id["id"], self._generation.session_id)
-        others = [{"id": session} for session in (noted or {}).get("sessions", ()) if session not in own]
+        sessions = [session for kind in (_OWN, _SHARED) for session in (noted or {}).get(kind, ())]
+        others = [{"id": session} for session in sessions if session not in own]
         if others:
             self._generation.client.admin.command("killSessions", others)
 
 
-def _see(session: ClientSession, written_at: Timestamp | None) -> None:
-    """Let the session's reads see what was written then."""
-    if written_at is not None:
-        session.advance_operation_time(written_at)
+def _see(session: ClientSession, seen_at: Timestamp | None) -> None:
+    """Let the session's reads see what there was then."""
+    if seen_at is not None:
+        session.advance_operation_time(seen_at)
 
 
 def load(
@@ -386,9 +400,7 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # it was looked at; being cancelled comes first
+        await until_over(running)
         raise
 
 

@@ -1,12 +1,22 @@
 """What several want at the same moment, asked for at once."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+
+async def until_over(work: asyncio.Future[Any]) -> None:
+    """Wait for it, whatever it comes to, however often we are cancelled: it uses what nobody else may use meanwhile."""
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()  # it was looked at
 
 
 class Together(Generic[A, R]):
@@ -32,8 +42,7 @@ class Together(Generic[A, R]):
             return await asyncio.shield(told)
         except asyncio.CancelledError:
             if self._waiting.pop(told, None) is None:
-                await asyncio.wait([told])
-                told.exception()  # it was looked at; being cancelled comes first
+                await until_over(told)
             raise
 
     async def _go_on(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -267,3 +268,42 @@ async def test_partitions_rest_together_after_a_transaction_of_several_commands(
     until = generation._rest_until
     await asyncio.gather(*(store.rest(1) for store in several))
     assert time.monotonic() >= until > 0
+
+
+async def test_a_store_is_not_closed_while_its_transaction_is_under_way_however_often_it_is_cancelled(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(projector.mongodb, "transact", lambda *_: may_end.wait(10))
+    many = {f"{number}": {"_id": f"{number}", "event_id": 1, "at": NOON} for number in range(65)}
+
+    async def apply() -> None:
+        async with open_documents(client, GENERATION, 0) as store:
+            await store.apply(START, Checkpoint(FIRST), Writes({STREAMS: many}, {}))
+
+    applying = asyncio.create_task(apply())
+    await asyncio.sleep(0.2)
+    for _ in range(3):
+        applying.cancel()
+        await asyncio.sleep(0.02)
+        assert not applying.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await applying
+
+
+async def test_what_is_loaded_is_never_of_before_the_checkpoint(client: Client) -> None:
+    async with open_documents(client, GENERATION, 0) as store:
+        assert store._seen_at is None
+        await store.checkpoint()
+        assert store._seen_at is not None
+
+
+async def test_the_sessions_of_shared_transactions_push_no_other_out(several: list[MongoDocumentStore]) -> None:
+    for _ in range(17):
+        with pytest.raises(Overtaken):
+            await several[0].apply(FIRST, Checkpoint(SECOND), NOTHING)
+    noted = several[0]._generation.client[META]["projector_sessions"].find_one({"_id": f"episodes_g{GENERATION}/0"})
+    assert noted is not None
+    assert several[0]._writes.session_id["id"] in noted["sessions"]
+    assert len(noted["shared"]) == 16
