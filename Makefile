@@ -33,8 +33,8 @@ logs: $(INSTALLED)  ## Show the last lines of the logs (ARGS="gateway -f" follow
 reset: $(INSTALLED)  ## Stop them and delete their data
 	@$(LOCAL) reset
 
-test: check  ## Everything that a change must pass (ARGS="-k name" for some of the tests)
-	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder --durations=30 $(ARGS)
+test: check  ## Everything that a change must pass (ARGS="-k name" for some of the tests, ARGS=--cov for coverage)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 $(ARGS)
 
 check: $(INSTALLED)  ## Format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """The real Kafka and the real MongoDB as plain processes or, where those cannot run, as containers."""
 
 import hashlib
+import os
 import random
 import socket
 import struct
@@ -76,7 +77,14 @@ class KafkaServer(ManagedProcess):
             **KAFKA_SETTINGS,
         }
         self.format_options: list[str] = []
-        self._java = [find_java(), KAFKA_HEAP, "-Djava.awt.headless=true", "-cp", f"{kafka_jars(say)}/*"]
+        self._java = [
+            find_java(),
+            KAFKA_HEAP,
+            *os.environ.get("KAFKA_JVM_PERFORMANCE_OPTS", "").split(),
+            "-Djava.awt.headless=true",
+            "-cp",
+            f"{kafka_jars(say)}/*",
+        ]
         self._java += [f"-Dlog4j2.configurationFile={ROOT / 'local' / 'kafka' / 'log4j2.properties'}"]
         argv = [*self._java, "kafka.Kafka", str(self._properties)]
         super().__init__("kafka", argv, env=env, log=folder / "logs" / "kafka.log", port=port)

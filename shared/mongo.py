@@ -52,7 +52,7 @@ def translated(what: str) -> Iterator[None]:
         passing = (
             isinstance(error, ConnectionFailure | ExecutionTimeout)
             or any(error.has_error_label(label) for label in _PASSING_LABELS)
-            or (isinstance(error, OperationFailure) and error.code in _PASSING_CODES)
+            or (isinstance(error, OperationFailure) and not _PASSING_CODES.isdisjoint(_codes(error)))
             or (
                 isinstance(error, ConfigurationError) and "Sessions are not supported" in str(error)
             )  # no replica set yet
@@ -60,6 +60,11 @@ def translated(what: str) -> Iterator[None]:
         if not passing:
             raise
         raise Unavailable(f"{what}: {str(error).partition(', Timeout:')[0]}") from error
+
+
+def _codes(error: OperationFailure) -> set[int | None]:
+    """The error's code and, of a bulk of writes, those of the writes that failed."""
+    return {error.code, *(failed["code"] for failed in (error.details or {}).get("writeErrors", ()))}
 
 
 _PASSING_CODES = frozenset(

@@ -1,6 +1,7 @@
 """Fixtures that need servers, and what a failing test tells about them."""
 
 import asyncio
+import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 import hypothesis
@@ -17,6 +18,10 @@ from tests.cluster import (
 
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")  # no test depends on how fast the machine is
+
+
+# A Kafka that lives for seconds spends most of its time compiling itself: less of that.
+os.environ.setdefault("KAFKA_JVM_PERFORMANCE_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 
 
 @pytest.fixture(scope="session")
