@@ -149,16 +149,15 @@ class Generation:
         for wish in wishes:
             for name, keys in wish.documents.items():
                 wanted.setdefault(name, []).extend(keys)
+        session, self._reads = self._reads or self.client.start_session(), None  # until it is seen to work
+        for wish in wishes:
+            _see(session, wish.seen_at)
         try:
-            session = self._reads = self._reads or self.client.start_session()
-            for wish in wishes:
-                _see(session, wish.seen_at)
-            return load(self.database, session, wanted, _FEW_BYTES)
+            found = load(self.database, session, wanted, _FEW_BYTES)
         except TooMuch:
-            return None
-        except BaseException:
-            self._reads = None
-            raise
+            found = None
+        self._reads = session
+        return found
 
 
 @asynccontextmanager

@@ -273,8 +273,13 @@ async def test_partitions_rest_together_after_a_transaction_of_several_commands(
 async def test_a_store_is_not_closed_while_its_transaction_is_under_way_however_often_it_is_cancelled(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_end = threading.Event()
-    monkeypatch.setattr(projector.mongodb, "transact", lambda *_: may_end.wait(10))
+    under_way, may_end = threading.Event(), threading.Event()
+
+    def transact(*_: object) -> None:
+        under_way.set()
+        may_end.wait(10)
+
+    monkeypatch.setattr(projector.mongodb, "transact", transact)
     many = {f"{number}": {"_id": f"{number}", "event_id": 1, "at": NOON} for number in range(65)}
 
     async def apply() -> None:
@@ -282,7 +287,7 @@ async def test_a_store_is_not_closed_while_its_transaction_is_under_way_however_
             await store.apply(START, Checkpoint(FIRST), Writes({STREAMS: many}, {}))
 
     applying = asyncio.create_task(apply())
-    await asyncio.sleep(0.2)
+    assert await asyncio.to_thread(under_way.wait, 10)
     for _ in range(3):
         applying.cancel()
         await asyncio.sleep(0.02)
