@@ -7,28 +7,36 @@ is acknowledged goes on waiting, for the next connection reads the replies from 
 
 import asyncio
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
-from gateway.limits import LatencyLimit, Limit, ShareExceeded
+from gateway.limits import AdaptiveSize, LatencyLimit, Limit, ShareExceeded, TooMany
+from gateway.turns import FairQueue
 from shared.codec import decode_receipt, encode_command
 from shared.commands import CORRELATION_ID, REPLY_PARTITION, TRACEPARENT, Command
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
 from shared.ids import CommandId
-from shared.kafka import REQUEST_TIMEOUT_MS, client_options, open_partition, open_producer, translated
+from shared.kafka import REQUEST_TIMEOUT_MS, client_options, open_partition, open_producer, partition_of, translated
 from shared.receipts import Receipt
 from shared.settings import COMMANDS, MAX_COMMAND_BYTES, REPLIES, KafkaSettings
 from shared.supervisor import backoff, error_of
 
 _ALWAYS_IN_FLIGHT = 256
 """However long writes take, so many may be under way."""
+_ALWAYS_AT_ONCE = 16
+"""Of those, so many in Kafka for each partition."""
+_PART_IN_KAFKA = 0.1
+"""Of how long a write may take, so much from Kafka to its reply; in the rest callers take turns."""
+_BYTES_LIKE_ONE_MORE = 32 * 1024
+"""So many bytes in one command take as long as one more command does."""
 _WATCH_EVERY = 0.3
 _WATCH_TIMEOUT = 1.2
 _BROKER_TIMEOUT_MS = 700
@@ -105,8 +113,15 @@ class KafkaDispatcher:
         reply_timeout: float,
     ) -> None:
         self._kafka = kafka
-        self._commands = LatencyLimit(max_in_flight, "writes", least=_ALWAYS_IN_FLIGHT, target=latency_target)
+        taken_in = AdaptiveSize(least=_ALWAYS_IN_FLIGHT, greatest=max_in_flight, target=latency_target)
+        self._commands = LatencyLimit("writes", taken_in)
         self._bytes = Limit(max_in_flight_bytes, "bytes of writes")
+        self._turns = defaultdict[int, FairQueue](
+            lambda: FairQueue(
+                AdaptiveSize(least=_ALWAYS_AT_ONCE, greatest=max_in_flight, target=latency_target * _PART_IN_KAFKA)
+            )
+        )
+        """One for each partition, so that one whose ingestor is away does not hold the others up."""
         self._reply_timeout = reply_timeout
         self._instance_id = secrets.token_bytes(16)
         self._connection: _Connection | None = None
@@ -131,31 +146,35 @@ class KafkaDispatcher:
         value = encode_command(command)
         if len(value) > MAX_COMMAND_BYTES:
             raise CommandTooLarge
+        if self._connection is None:
+            raise Unavailable("Kafka does not answer")
+        record = _Record(command, value, self._reply_partition, traceparent)
+        turns = self._turns[partition_of(record.key, self._connection.partitions)]
+        slot = _Slot(self._commands, self._bytes, turns, command.actor, len(value))
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        try:
+            async with asyncio.timeout(self._reply_timeout):
+                await slot.enter()
+                return await self._send(record, slot)
+        except TimeoutError:
+            if command.command_id in self._waiting:
+                raise NoReply(command.command_id) from None
+            raise TooMany("Too many writes wait for their turn") from None
+        finally:
+            self._waiting.pop(command.command_id, None)
+            self._commands.observe(began_at, loop.time())
+            slot.release()
+
+    def _send(self, record: "_Record", slot: "_Slot") -> asyncio.Future[Receipt]:
+        """Begin to publish the command, and give what will be its receipt."""
         connection = self._connection
         if connection is None:
             raise Unavailable("Kafka does not answer")
-        slot = _Slot(self._commands, self._bytes, command.actor, len(value))
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
-        reply: asyncio.Future[Receipt] = loop.create_future()
-        headers = [
-            (CORRELATION_ID, command.command_id.encode()),
-            (REPLY_PARTITION, b"%d" % self._reply_partition),
-        ]
-        if traceparent is not None:
-            headers.append((TRACEPARENT, traceparent.encode()))
-        self._waiting[command.command_id] = reply
-        record = _Record(command.command_id, command.stream.encode(), value, headers)
-        connection.tasks.create_task(self._publish(connection.producer, record, reply, slot))
-        try:
-            async with asyncio.timeout(self._reply_timeout):
-                return await reply
-        except TimeoutError:
-            raise NoReply(command.command_id) from None
-        finally:
-            del self._waiting[command.command_id]
-            self._commands.observe(began_at, loop.time())
-            slot.release()
+        reply: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._waiting[record.command_id] = reply
+        connection.tasks.create_task(self._publish(connection.producer, record, reply, slot.shared()))
+        return reply
 
     async def _publish(
         self, producer: AIOKafkaProducer, record: "_Record", reply: asyncio.Future[Receipt], slot: "_Slot"
@@ -177,6 +196,8 @@ class KafkaDispatcher:
     def _disconnect(self, reason: str) -> Unavailable:
         self._connection = None
         self._disconnected = reason
+        for turns in self._turns.values():
+            turns.turn_away(reason)
         return Unavailable(reason)
 
     async def run(self) -> None:
@@ -193,12 +214,12 @@ class KafkaDispatcher:
         """Connect, and return once that is over."""
         try:
             async with _open_client(self._kafka) as client, open_producer(self._kafka) as producer:
-                self._reply_partition = await self._choose_reply_partition(producer)
+                partitions = await self._look_up_partitions(producer)
                 async with open_partition(self._kafka, REPLIES, self._reply_partition) as consumer:
                     await self._position(consumer)
                     async with asyncio.TaskGroup() as tasks:
                         tasks.create_task(self._listen(consumer))
-                        self._connection = _Connection(producer, tasks)
+                        self._connection = _Connection(producer, partitions, tasks)
                         self._attempt = 0
                         _log.info("connected to Kafka", reply_partition=self._reply_partition)
                         await self._watch(client)
@@ -208,11 +229,12 @@ class KafkaDispatcher:
         except* Unavailable as errors:
             self._disconnect(_reason(errors))
 
-    async def _choose_reply_partition(self, producer: AIOKafkaProducer) -> int:
+    async def _look_up_partitions(self, producer: AIOKafkaProducer) -> int:
+        """How many the commands have. Of those of the replies, one becomes ours."""
         with translated("looking up the topics"):
-            await producer.partitions_for(COMMANDS)
-            partitions = len(await producer.partitions_for(REPLIES))
-        return int.from_bytes(self._instance_id) % partitions
+            partitions = len(await producer.partitions_for(COMMANDS))
+            self._reply_partition = int.from_bytes(self._instance_id) % len(await producer.partitions_for(REPLIES))
+        return partitions
 
     async def _position(self, consumer: AIOKafkaConsumer) -> None:
         """Begin at the end, but after another connection where that one ended: replies to its commands may be there."""
@@ -268,21 +290,29 @@ class KafkaDispatcher:
 @dataclass(frozen=True, slots=True)
 class _Connection:
     producer: AIOKafkaProducer
+    partitions: int
     tasks: asyncio.TaskGroup
 
 
-@dataclass(frozen=True, slots=True)
 class _Record:
-    command_id: CommandId
-    key: bytes
-    value: bytes
-    headers: list[tuple[str, bytes]]
+    """A command as Kafka gets it."""
+
+    def __init__(self, command: Command, value: bytes, reply_partition: int, traceparent: str | None) -> None:
+        self.command_id = command.command_id
+        self.key = command.stream.encode()
+        self.value = value
+        self.headers = [
+            (CORRELATION_ID, command.command_id.encode()),
+            (REPLY_PARTITION, b"%d" % reply_partition),
+        ]
+        if traceparent is not None:
+            self.headers.append((TRACEPARENT, traceparent.encode()))
 
 
 class _Slot:
-    """A command's part of what may be in flight. Free once its caller is answered and its record settled."""
+    """A command's part of what may be under way. Free once its caller is answered and its record settled."""
 
-    def __init__(self, commands: Limit, size_of_all: Limit, caller: str, size: int) -> None:
+    def __init__(self, commands: Limit, size_of_all: Limit, turns: FairQueue, caller: str, size: int) -> None:
         size_of_all.take(caller, size)
         try:
             commands.take(caller)
@@ -291,15 +321,31 @@ class _Slot:
             raise
         self._commands = commands
         self._size_of_all = size_of_all
+        self._turns = turns
         self._caller = caller
         self._size = size
-        self._holders = 2
+        self._holders = 1
+        self._cost = 1 + size // _BYTES_LIKE_ONE_MORE
+        self._entered_at: float | None = None
+
+    async def enter(self) -> None:
+        """Wait until it is this command's turn."""
+        await self._turns.enter(self._caller, self._cost)
+        self._entered_at = asyncio.get_running_loop().time()
+
+    def shared(self) -> Self:
+        """Give it to one more holder."""
+        self._holders += 1
+        return self
 
     def release(self) -> None:
         self._holders -= 1
-        if self._holders == 0:
-            self._commands.give_back(self._caller)
-            self._size_of_all.give_back(self._caller, self._size)
+        if self._holders:
+            return
+        self._commands.give_back(self._caller)
+        self._size_of_all.give_back(self._caller, self._size)
+        if self._entered_at is not None:
+            self._turns.leave(self._cost, self._entered_at)
 
 
 @asynccontextmanager

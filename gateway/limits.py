@@ -85,33 +85,48 @@ class Limit:
             del self._held[caller]
 
 
-class LatencyLimit(Limit):
-    """As much as can be done within a time. Begins with ``least``, and is between that and ``most``.
+class AdaptiveSize:
+    """As much at once as can be done within a time. Begins with ``least``, and is between that and ``greatest``.
 
     What takes longer than ``target`` seconds waits behind others: with fewer at once just as many get done. How many
     fewer, Little's law says. While somebody wants more and nobody waits, it grows by one for each, as TCP begins.
-    When it falls, more is out than there may be; who holds a few goes on all the same, until ``most`` are out.
     """
 
-    def __init__(self, most: int, what: str, *, least: int, target: float) -> None:
-        super().__init__(min(least, most), what)
-        self._least = self.most
-        self._greatest = most
+    def __init__(self, *, least: int, greatest: int, target: float) -> None:
+        self.most = self._least = min(least, greatest)
+        self.greatest = greatest
         self._target = target
         self._changed_at = float("-inf")
 
+    def observe(self, began_at: float, ended_at: float, used: int) -> None:
+        """Note how long one took while so much was used. Times are the loop's."""
+        used = min(self.most, used)
+        if ended_at - began_at <= self._target:
+            if used == self.most < self.greatest:
+                self.most += 1
+        elif began_at >= self._changed_at:  # those that began before tell of the size before
+            factor = min(max(self._target / (ended_at - began_at), _FASTEST_FALL), _SLOWEST_FALL)
+            self.most = max(self._least, round(used * factor))
+            self._changed_at = ended_at
+
+
+class LatencyLimit(Limit):
+    """So much as is done within a time.
+
+    When it falls, more is out than there may be; who holds a few goes on all the same, until as much is out as there
+    may ever be.
+    """
+
+    def __init__(self, what: str, size: AdaptiveSize) -> None:
+        super().__init__(size.most, what)
+        self._size = size
+
     def check(self, caller: str, amount: int = 1) -> None:
-        few = self._held[caller] + amount <= _FEW and self.taken + amount <= self._greatest
+        few = self._held[caller] + amount <= _FEW and self.taken + amount <= self._size.greatest
         if not few:
             super().check(caller, amount)
 
     def observe(self, began_at: float, ended_at: float) -> None:
         """Note how long one took, before it is given back. Times are the loop's."""
-        wanted = min(self.most, 2 * self.taken)  # one caller alone never holds more than half
-        if ended_at - began_at <= self._target:
-            if wanted == self.most < self._greatest:
-                self.most += 1
-        elif began_at >= self._changed_at:  # those that began before tell of the limit before
-            factor = min(max(self._target / (ended_at - began_at), _FASTEST_FALL), _SLOWEST_FALL)
-            self.most = max(self._least, round(wanted * factor))
-            self._changed_at = ended_at
+        self._size.observe(began_at, ended_at, 2 * self.taken)  # one caller alone never holds more than half
+        self.most = self._size.most

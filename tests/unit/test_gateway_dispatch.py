@@ -10,13 +10,18 @@ from aiokafka.errors import KafkaConnectionError
 from structlog.testing import capture_logs
 
 from gateway.dispatch import CommandTooLarge, KafkaDispatcher, NoReply, OutcomeUnknown, _Connection
+from gateway.limits import TooMany
 from shared.codec import encode_receipt
 from shared.commands import EpisodeFields
 from shared.errors import Unavailable
 from shared.ids import EventId
+from shared.kafka import partition_of
 from shared.receipts import CommandRefused, Receipt
 from shared.settings import KafkaSettings
 from tests import builders
+
+NAMES = [f"namespace-{number}" for number in range(50)]
+PARTITIONS = 4
 
 
 class FakeProducer:
@@ -32,7 +37,7 @@ class FakeProducer:
         return self.acknowledgements[-1]
 
 
-def dispatcher(*, reply_timeout: float = 5, most: int = 10, most_bytes: int = 10_000) -> KafkaDispatcher:
+def dispatcher(*, reply_timeout: float = 5, most: int = 10, most_bytes: int = 100_000) -> KafkaDispatcher:
     return KafkaDispatcher(
         KafkaSettings(),
         max_in_flight=most,
@@ -46,7 +51,7 @@ def dispatcher(*, reply_timeout: float = 5, most: int = 10, most_bytes: int = 10
 async def connected(it: KafkaDispatcher) -> AsyncIterator[FakeProducer]:
     producer = FakeProducer()
     async with asyncio.TaskGroup() as tasks:
-        it._connection = _Connection(producer, tasks)
+        it._connection = _Connection(producer, PARTITIONS, tasks)
         yield producer
         for acknowledgement in producer.acknowledgements:
             if not acknowledgement.done():
@@ -56,6 +61,10 @@ async def connected(it: KafkaDispatcher) -> AsyncIterator[FakeProducer]:
 async def turns(number: int = 5) -> None:
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+def partition_of_namespace(name: str) -> int:
+    return partition_of(builders.upsert(namespace=name).stream.encode(), PARTITIONS)
 
 
 def receipt_for(command: Any) -> Receipt:
@@ -160,3 +169,76 @@ async def test_what_is_acknowledged_goes_on_waiting_when_the_connection_ends() -
     assert not answer.done()
     it._hand_over(encode_receipt(receipt_for(command)))
     assert await answer == receipt_for(command)
+
+
+async def test_no_more_goes_to_a_partition_than_is_answered_soon_and_the_next_one_goes_then() -> None:
+    it = dispatcher(most=100)
+    commands = [builders.upsert() for _ in range(18)]
+    async with connected(it) as producer:
+        answers = [asyncio.ensure_future(it.dispatch(command)) for command in commands]
+        await turns()
+        assert len(producer.sent) == 16
+        for acknowledgement in producer.acknowledgements:
+            acknowledgement.set_result(None)
+        await turns()
+        assert len(producer.sent) == 16
+        for command in commands[:1]:
+            it._hand_over(encode_receipt(receipt_for(command)))
+        await turns()
+        assert len(producer.sent) > 16
+        for command in commands[1:]:
+            await turns()
+            it._hand_over(encode_receipt(receipt_for(command)))
+        assert await asyncio.gather(*answers) == [receipt_for(command) for command in commands]
+
+
+async def test_what_waits_for_its_turn_was_not_published_when_kafka_goes_away() -> None:
+    it = dispatcher(most=100)
+    answers: list[asyncio.Task[Receipt]] = []
+
+    async def go_away() -> None:
+        async with connected(it) as producer:
+            answers.extend(asyncio.ensure_future(it.dispatch(builders.upsert())) for _ in range(17))
+            await turns()
+            assert len(producer.sent) == 16
+            raise it._disconnect("Kafka does not answer")
+
+    with pytest.raises(ExceptionGroup):
+        await go_away()
+    with pytest.raises(Unavailable, match="Kafka does not answer") as caught:
+        await answers[-1]
+    assert not isinstance(caught.value, OutcomeUnknown)
+    for answer in answers[:-1]:
+        with pytest.raises(OutcomeUnknown):
+            await answer
+    assert (it._commands.taken, it._bytes.taken) == (0, 0)
+
+
+async def test_what_never_had_its_turn_was_not_published() -> None:
+    it = dispatcher(most=100, reply_timeout=0.05)
+    async with connected(it) as producer:
+        answers = [asyncio.ensure_future(it.dispatch(builders.upsert())) for _ in range(17)]
+        await asyncio.wait(answers)
+        for answer in answers[:-1]:
+            with pytest.raises(NoReply):
+                await answer
+        with pytest.raises(TooMany, match="Too many writes wait for their turn"):
+            await answers[-1]
+        assert len(producer.sent) == 16
+
+
+async def test_a_partition_that_stands_still_holds_no_other_up() -> None:
+    it = dispatcher(most=100)
+    standing, another = (next(name for name in NAMES if partition_of_namespace(name) == number) for number in (0, 1))
+    async with connected(it) as producer:
+        stuck = [asyncio.ensure_future(it.dispatch(builders.upsert(namespace=standing))) for _ in range(30)]
+        await turns()
+        assert len(producer.sent) == 16
+        command = builders.upsert(namespace=another)
+        answer = asyncio.ensure_future(it.dispatch(command))
+        await turns()
+        it._hand_over(encode_receipt(receipt_for(command)))
+        assert await answer == receipt_for(command)
+        for one in stuck:
+            one.cancel()
+        await asyncio.wait(stuck)

@@ -6,7 +6,7 @@ import pytest
 from limits import parse
 
 from gateway.auth import Caller
-from gateway.limits import Brake, LatencyLimit, Limit, ShareExceeded, TooMany
+from gateway.limits import AdaptiveSize, Brake, LatencyLimit, Limit, ShareExceeded, TooMany
 from gateway.problems import Problem
 from gateway.rates import RateLimitedAuthenticator
 from shared.errors import Unavailable
@@ -15,6 +15,10 @@ from tests.unit.gateway_fakes import Gateway
 EPISODES = "/namespaces/alice/projects/robotics/episodes"
 TARGET = 0.3
 PATIENCE = 20
+
+
+def latency_limit(most: int, *, least: int) -> LatencyLimit:
+    return LatencyLimit("writes", AdaptiveSize(least=least, greatest=most, target=TARGET))
 
 
 def taken_by(limit: Limit, caller: str) -> int:
@@ -83,7 +87,7 @@ def served(limit: LatencyLimit, *, rate: float, seconds: float, caller: str = "a
 
 
 def test_the_limit_falls_until_nobody_waits_longer_than_the_target() -> None:
-    limit = LatencyLimit(4096, "writes", least=8, target=TARGET)
+    limit = latency_limit(4096, least=8)
     served(limit, rate=10_000, seconds=5)
     assert limit.most == 4096
     served(limit, rate=1000, seconds=20, now=5)
@@ -91,7 +95,7 @@ def test_the_limit_falls_until_nobody_waits_longer_than_the_target() -> None:
 
 
 def test_the_limit_rises_again_when_the_server_is_fast_again() -> None:
-    limit = LatencyLimit(4096, "writes", least=8, target=TARGET)
+    limit = latency_limit(4096, least=8)
     now = served(limit, rate=100, seconds=60)
     assert limit.most < 100
     served(limit, rate=10_000, seconds=1, now=now)
@@ -99,13 +103,13 @@ def test_the_limit_rises_again_when_the_server_is_fast_again() -> None:
 
 
 def test_the_limit_does_not_fall_below_what_is_always_allowed() -> None:
-    limit = LatencyLimit(4096, "writes", least=128, target=TARGET)
+    limit = latency_limit(4096, least=128)
     served(limit, rate=1, seconds=500)
     assert limit.most == 128
 
 
 def test_who_asks_for_little_is_let_in_while_more_is_out_than_the_fallen_limit_allows() -> None:
-    limit = LatencyLimit(1000, "writes", least=128, target=TARGET)
+    limit = latency_limit(1000, least=128)
     served(limit, rate=10_000, seconds=5)
     limit.take("greedy", 500)
     limit.observe(began_at=5, ended_at=5 + 4 * TARGET)
@@ -116,12 +120,12 @@ def test_who_asks_for_little_is_let_in_while_more_is_out_than_the_fallen_limit_a
 
 
 def test_nobody_is_let_in_when_as_much_is_out_as_there_may_ever_be() -> None:
-    limit = LatencyLimit(10, "writes", least=10, target=TARGET)
+    limit = latency_limit(10, least=10)
     assert [taken_by(limit, caller) for caller in ("alice", "bob", "carol")] == [8, 2, 0]
 
 
 def test_the_limit_stays_where_nobody_wants_more() -> None:
-    limit = LatencyLimit(4096, "writes", least=128, target=TARGET)
+    limit = latency_limit(4096, least=128)
     for _ in range(100):
         limit.take("alice")
         limit.observe(began_at=2, ended_at=2.1)
@@ -130,7 +134,7 @@ def test_the_limit_stays_where_nobody_wants_more() -> None:
 
 
 def test_those_that_began_before_the_limit_fell_do_not_lower_it_again() -> None:
-    limit = LatencyLimit(4096, "writes", least=128, target=TARGET)
+    limit = latency_limit(4096, least=128)
     served(limit, rate=10_000, seconds=5)
     limit.take("alice", 2000)
     for _ in range(100):
