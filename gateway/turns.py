@@ -54,7 +54,7 @@ class FairQueue:
         try:
             await turn.comes
         except asyncio.CancelledError:
-            if not turn.comes.cancelled():  # it had come
+            if not turn.comes.cancelled() and turn.comes.exception() is None:  # it had come
                 self.under_way -= cost
                 self._let_in()
             raise

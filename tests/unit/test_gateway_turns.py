@@ -183,6 +183,18 @@ async def test_all_who_wait_are_turned_away() -> None:
     assert callers.queue.under_way == 0
 
 
+async def test_who_gives_up_in_the_moment_of_being_turned_away_leaves_nothing_behind() -> None:
+    callers = Callers(queue(1))
+    callers.ask("a")
+    await turns()
+    leaving = callers.ask("b")
+    await turns()
+    callers.queue.turn_away("Kafka does not answer")
+    callers.give_up(leaving)
+    await turns()
+    assert callers.queue.under_way == 1
+
+
 async def test_more_go_at_once_while_all_is_quick_and_fewer_when_it_is_not() -> None:
     size = AdaptiveSize(least=2, greatest=100, target=0.2)
     it = FairQueue(size)
