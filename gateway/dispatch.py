@@ -118,7 +118,8 @@ class KafkaDispatcher:
         self._bytes = Limit(max_in_flight_bytes, "bytes of writes")
         self._turns = defaultdict[int, FairQueue](
             lambda: FairQueue(
-                AdaptiveSize(least=_ALWAYS_AT_ONCE, greatest=max_in_flight, target=latency_target * _PART_IN_KAFKA)
+                AdaptiveSize(least=_ALWAYS_AT_ONCE, greatest=max_in_flight, target=latency_target * _PART_IN_KAFKA),
+                patience=latency_target,
             )
         )
         """One for each partition, so that one whose ingestor is away does not hold the others up."""

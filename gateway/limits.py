@@ -11,7 +11,8 @@ from collections import Counter
 from shared.errors import EpisodesError, Unavailable
 
 _MOST_KEPT = 4096
-_FEW = 8
+FEW = 8
+"""Of these nobody has too many."""
 _FASTEST_FALL, _SLOWEST_FALL = 1 / 4, 3 / 4
 
 
@@ -122,7 +123,7 @@ class LatencyLimit(Limit):
         self._size = size
 
     def check(self, caller: str, amount: int = 1) -> None:
-        few = self._held[caller] + amount <= _FEW and self.taken + amount <= self._size.greatest
+        few = self._held[caller] + amount <= FEW and self.taken + amount <= self._size.greatest
         if not few:
             super().check(caller, amount)
 

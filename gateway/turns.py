@@ -7,10 +7,11 @@ goes there at once as is answered soon, and the rest waits here, where who comes
 import asyncio
 import heapq
 import itertools
+from collections import deque
 from typing import NamedTuple
 
-from gateway.limits import AdaptiveSize
-from shared.errors import Unavailable
+from gateway.limits import FEW, AdaptiveSize, ShareExceeded, TooMany
+from shared.errors import EpisodesError, Unavailable
 
 _REMEMBERED_SECONDS = 1.0
 """So long after somebody else's last write a caller is not yet alone."""
@@ -22,72 +23,107 @@ class FairQueue:
     Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996): what waits is let in by the time at which it would
     begin if each caller were served alone and at the same pace. Costs are in any unit that the size's is. A caller who
     has been alone for a while may have all they want under way: more gets done so, and there is nobody to wait for it.
+
+    What has waited for more than ``patience`` seconds is refused; time in which nothing at all went on does not count.
     """
 
-    def __init__(self, size: AdaptiveSize) -> None:
+    def __init__(self, size: AdaptiveSize, patience: float) -> None:
         self.under_way = 0
         self._size = size
-        self._now = 0
+        self._patience = patience
         self._newest: str | None = None
         self._alone_from = float("inf")
-        self._waiting: list[tuple[int, int, _Turn]] = []
+        self._went_on_at = self._goes_on_since = float("-inf")
+        self._now = 0
+        self._lines: dict[str, deque[_Turn]] = {}
+        """What waits, for each caller who waits or was let in of late."""
+        self._heads: list[tuple[int, int, str]] = []
+        """For each of these lines, when its first would begin."""
         self._numbers = itertools.count()
-        self._ends: dict[str, int] = {}
-        """For each caller who waits, when the last of it would end."""
+        self._by_age: deque[_Turn] = deque()
 
     async def enter(self, caller: str, cost: int) -> None:
         """Wait for a turn. Unless this raises, `leave` must follow.
 
         Raises:
             Unavailable: as `turn_away` was told.
+            TooMany: too many wait.
+            ShareExceeded: too much of this caller's waits.
         """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         if caller != self._newest:
             self._newest = caller
-            self._alone_from = asyncio.get_running_loop().time() + _REMEMBERED_SECONDS
-        if not self._waiting and self._has_room():
+            self._alone_from = now + _REMEMBERED_SECONDS
+        if not self._by_age and self._has_room(now):
             self.under_way += cost
             return
-        begins = max(self._now, self._ends.get(caller, 0))
-        self._ends[caller] = begins + cost
-        turn = _Turn(caller, cost, begins + cost, asyncio.get_running_loop().create_future())
-        heapq.heappush(self._waiting, (begins, next(self._numbers), turn))
+        if caller not in self._lines:
+            self._lines[caller] = deque()
+            heapq.heappush(self._heads, (self._now, next(self._numbers), caller))
+        turn = _Turn(caller, cost, now, loop.create_future())
+        self._lines[caller].append(turn)
+        self._by_age.append(turn)
         try:
             await turn.comes
         except asyncio.CancelledError:
             if not turn.comes.cancelled() and turn.comes.exception() is None:  # it had come
                 self.under_way -= cost
-                self._let_in()
+            self._let_in(loop.time())
             raise
 
     def leave(self, cost: int, entered_at: float) -> None:
         """End what was let in at a time of the loop."""
-        self._size.observe(entered_at, asyncio.get_running_loop().time(), self.under_way)
+        now = asyncio.get_running_loop().time()
+        self._size.observe(entered_at, now, self.under_way)
         self.under_way -= cost
-        self._let_in()
+        if now - self._went_on_at > self._patience:
+            self._goes_on_since = now
+        self._went_on_at = now
+        self._let_in(now)
+        while self._by_age and now - max(self._by_age[0].since, self._goes_on_since) > self._patience:
+            self._refuse(self._by_age.popleft())
 
     def turn_away(self, reason: str) -> None:
         """Refuse all who wait."""
-        for _, _, turn in self._waiting:
-            if not turn.comes.done():
-                turn.comes.set_exception(Unavailable(reason))
-        self._waiting.clear()
-        self._ends.clear()
+        while self._by_age:
+            self._refuse(self._by_age.popleft(), Unavailable(reason))
 
-    def _has_room(self) -> bool:
-        return self.under_way < self._size.most or asyncio.get_running_loop().time() >= self._alone_from
+    def _has_room(self, now: float) -> bool:
+        return self.under_way < self._size.most or now >= self._alone_from
 
-    def _let_in(self) -> None:
-        while self._waiting and self._has_room():
-            self._now, _, turn = heapq.heappop(self._waiting)
-            if self._ends[turn.caller] == turn.ends:
-                del self._ends[turn.caller]
-            if not turn.comes.done():
-                self.under_way += turn.cost
-                turn.comes.set_result(None)
+    def _let_in(self, now: float) -> None:
+        while self._heads and self._has_room(now):
+            begins, _, caller = heapq.heappop(self._heads)
+            line = self._lines[caller]
+            _drop_done(line)
+            if not line:
+                del self._lines[caller]
+                continue
+            turn = line.popleft()
+            self._now = begins
+            self.under_way += turn.cost
+            turn.comes.set_result(None)
+            heapq.heappush(self._heads, (begins + turn.cost, next(self._numbers), caller))
+        _drop_done(self._by_age)
+
+    def _refuse(self, turn: "_Turn", error: EpisodesError | None = None) -> None:
+        if turn.comes.done():
+            return
+        line = self._lines[turn.caller]
+        _drop_done(line)
+        if error is None and len(line) > FEW:
+            error = ShareExceeded("You have more than your share of writes waiting")
+        turn.comes.set_exception(error or TooMany("Too many writes wait for their turn"))
+
+
+def _drop_done(turns: "deque[_Turn]") -> None:
+    while turns and turns[0].comes.done():
+        turns.popleft()
 
 
 class _Turn(NamedTuple):
     caller: str
     cost: int
-    ends: int
+    since: float
     comes: asyncio.Future[None]

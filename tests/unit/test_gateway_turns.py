@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Iterable
 
 import pytest
 
-from gateway.limits import AdaptiveSize
+from gateway.limits import AdaptiveSize, ShareExceeded, TooMany
 from gateway.turns import FairQueue
 from shared.errors import Unavailable
 
 LONG_AGO, TARGET = float("-inf"), 1e9
 
 
-def queue(most: int) -> FairQueue:
-    return FairQueue(AdaptiveSize(least=most, greatest=most, target=TARGET))
+def queue(most: int, patience: float = TARGET) -> FairQueue:
+    return FairQueue(AdaptiveSize(least=most, greatest=most, target=TARGET), patience)
 
 
 class Callers:
@@ -146,7 +146,7 @@ async def test_who_gives_up_waiting_takes_no_room() -> None:
     await turns()
     assert await callers.leave(1) == "c"
     await callers.leave(2)
-    assert (callers.queue.under_way, callers.queue._waiting, callers.queue._ends) == (0, [], {})
+    assert (callers.queue.under_way, callers.queue._lines, len(callers.queue._by_age)) == (0, {}, 0)
 
 
 async def test_who_gives_up_in_the_moment_of_being_let_in_lets_the_next_one_in() -> None:
@@ -195,9 +195,52 @@ async def test_who_gives_up_in_the_moment_of_being_turned_away_leaves_nothing_be
     assert callers.queue.under_way == 1
 
 
+async def test_what_waits_too_long_is_refused_while_others_go_on() -> None:
+    callers = Callers(queue(1, patience=0.2))
+    callers.ask("a")
+    await turns()
+    late, few = callers.ask("a", 15), callers.ask("b", 8)
+    await turns()
+    for _ in range(3):
+        await asyncio.sleep(0.1)
+        await callers.leave(1)
+    await asyncio.wait(late)
+    refused = [task.exception() for task in [*late, *few] if task.done() and task.exception()]
+    assert {type(error) for error in refused} == {ShareExceeded, TooMany}
+    assert len(refused) == 23 - 3
+    callers.ask("a")
+    await turns()
+    assert await callers.leave(1) == "a"
+
+
+async def test_nothing_is_refused_for_what_it_waited_while_nothing_went_on() -> None:
+    callers = Callers(queue(1, patience=0.1))
+    callers.ask("a")
+    await turns()
+    waiting = callers.ask("a", 5)
+    await asyncio.sleep(0.3)
+    assert await callers.leave(6) == "aaaaa"
+    await asyncio.gather(*waiting)
+
+
+async def test_who_is_refused_much_still_gets_as_many_turns_as_others() -> None:
+    callers = Callers(queue(1, patience=0.02))
+    callers.ask("a", 1)
+    await turns()
+    served = ""
+    for _ in range(100):
+        callers.ask("a", 20)
+        callers.ask("b", 2)
+        await asyncio.sleep(0.001)
+        served += await callers.leave(1)
+    await asyncio.wait(callers.asked, timeout=0)
+    assert any(task.done() and task.exception() for task in callers.asked)
+    assert 40 <= served.count("a") <= 60
+
+
 async def test_more_go_at_once_while_all_is_quick_and_fewer_when_it_is_not() -> None:
     size = AdaptiveSize(least=2, greatest=100, target=0.2)
-    it = FairQueue(size)
+    it = FairQueue(size, patience=TARGET)
     loop = asyncio.get_running_loop()
     for _ in range(40):
         room = size.most - it.under_way
