@@ -4,23 +4,25 @@ Paths are matched raw, so that ``%2F`` is part of a name and no border between t
 """
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import structlog
-from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import openapi
 from gateway.auth import Authenticator
 from gateway.dispatch import CommandTooLarge, Dispatcher, NoReply, OutcomeUnknown
 from gateway.entities import EntityExtractor, WordListExtractor
-from gateway.exchange import Bodies
+from gateway.exchange import Bodies, json_answer
 from gateway.limits import Brake, ShareExceeded, TooMany
 from gateway.problems import ON_EVERY_ANSWER, Problem, invalid, new_request_id, rate_limited, render, unavailable
 from gateway.queries import PageTooLarge, ReadModels
@@ -35,6 +37,8 @@ from shared.errors import EpisodesError, Unavailable
 
 LONGEST_QUERY = 16 * 1024
 """Bytes: more than all parameters at their longest, and few enough to be parsed in no time."""
+
+DOCUMENT = "/openapi.json"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 
@@ -52,21 +56,6 @@ def create_app(
     extractor: EntityExtractor | None = None,
 ) -> ASGIApp:
     """Both APIs, and what operators ask."""
-    app = FastAPI(
-        title="Episodes",
-        redirect_slashes=False,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
-        exception_handlers={
-            EpisodesError: _answer_error,
-            Problem: _answer_problem,
-            HTTPException: _answer_http_exception,
-            ClientDisconnect: _answer_nobody,
-            Exception: _answer_bug,
-        },
-    )
-    app.state.brake = Brake(settings.gateway_refusal_seconds)
-    app.openapi = openapi.document  # type: ignore[method-assign]  # ours is written by hand: hot routes have no models
     bodies = Bodies(settings.gateway_max_in_flight_bytes, settings.gateway_body_seconds)
     reads = Reads(read_models, most=settings.gateway_max_reads, remembered=settings.gateway_remembered_streams)
     writes = Writes(dispatcher, reads)
@@ -74,16 +63,38 @@ def create_app(
     if settings.gateway_rate_limit is not None:
         project_callers = RateLimitedAuthenticator(project_callers, settings.gateway_rate_limit)
         batch_callers = RateLimitedAuthenticator(batch_callers, settings.gateway_rate_limit)
-    app.router.routes.extend(
-        [
-            *ProjectRoutes(project_callers, bodies, writes, reads, patience=patience).routes(),
-            *BatchRoutes(
-                batch_callers, bodies, writes, reads, extractor=extractor or WordListExtractor(), patience=patience
-            ).routes(),
-            *OperationRoutes(lifecycle, kafka=dispatcher, mongodb=read_models).routes(),
-        ]
+    operations = OperationRoutes(lifecycle, kafka=dispatcher, mongodb=read_models)
+    projects = ProjectRoutes(project_callers, bodies, writes, reads, patience=patience)
+    extractor = extractor or WordListExtractor()
+    batches = BatchRoutes(batch_callers, bodies, writes, reads, extractor=extractor, patience=patience)
+    handlers: dict[Any, Any] = {
+        EpisodesError: _answer_error,
+        Problem: _answer_problem,
+        HTTPException: _answer_http_exception,
+        ClientDisconnect: _answer_nobody,
+        Exception: _answer_bug,
+    }
+    app = Starlette(
+        routes=[*projects.routes(), *batches.routes(), *operations.routes(), *_pages()],
+        exception_handlers=handlers,
     )
+    app.router.redirect_slashes = False
+    app.state.brake = Brake(settings.gateway_refusal_seconds)
     return Edge(app, lifecycle)
+
+
+def _pages() -> Sequence[Route]:
+    """The OpenAPI document, and that for people."""
+    document = msgspec.json.encode(openapi.document())
+    page = get_swagger_ui_html(openapi_url=DOCUMENT, title="Episodes")
+
+    async def for_programs(_: Request) -> Response:
+        return json_answer(document)
+
+    async def for_people(_: Request) -> Response:
+        return Response(page.body, media_type="text/html")
+
+    return [Route(DOCUMENT, for_programs), Route("/docs", for_people)]
 
 
 class Edge:
