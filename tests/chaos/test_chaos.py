@@ -16,17 +16,12 @@ KINDS = (
     "kill-kafka",
     "kill-mongodb",
     "cut-gateway",
-    "cut-kafka",
     "cut-mongodb",
-    "delay-kafka",
-    "drip-mongodb",
     "half-open-kafka",
     "late-kafka",
     "reset-gateway",
-    "reset-mongodb",
     "full-disk-state",
     "state-cut",
-    "state-deleted",
     "state-swapped",
     "rebuild",
     "scale-gateway",
@@ -35,7 +30,7 @@ KINDS = (
 
 @pytest.mark.timeout(900)
 async def test_nothing_is_found_after_each_of_these_faults() -> None:
-    options = Options(seed=20, clients=8, only=KINDS, once_each=True, pace=QUICK, layout=Layout())
+    options = Options(seed=20, clients=4, only=KINDS, once_each=True, pace=QUICK, layout=Layout())
     report = await run(options)
     assert not report.findings, f"{len(report.findings)} findings, see {report.kept}: {report.findings[:5]}"
     assert {fault.kind for fault in report.faults} == set(KINDS) - report.skipped.keys()
