@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from functools import partial
+from typing import Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -152,19 +153,18 @@ class KafkaDispatcher:
         record = _Record(command, value, self._reply_partition, traceparent)
         turns = self._turns[partition_of(record.key, self._connection.partitions)]
         slot = _Slot(self._commands, self._bytes, turns, command.actor, len(value))
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
         try:
             async with asyncio.timeout(self._reply_timeout):
                 await slot.enter()
-                return await self._send(record, slot)
+                receipt = await self._send(record, slot)
+                slot.answered()
+                return receipt
         except TimeoutError:
             if command.command_id in self._waiting:
                 raise NoReply(command.command_id) from None
             raise TooMany("Too many writes wait for their turn") from None
         finally:
             self._waiting.pop(command.command_id, None)
-            self._commands.observe(began_at, loop.time())
             slot.release()
 
     def _send(self, record: "_Record", slot: "_Slot") -> asyncio.Future[Receipt]:
@@ -174,25 +174,31 @@ class KafkaDispatcher:
             raise Unavailable("Kafka does not answer")
         reply: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._waiting[record.command_id] = reply
-        connection.tasks.create_task(self._publish(connection.producer, record, reply, slot.shared()))
+        publishing = connection.tasks.create_task(self._publish(connection.producer, record))
+        slot.hold()
+        publishing.add_done_callback(partial(self._settle, record.command_id, reply, slot))
         return reply
 
-    async def _publish(
-        self, producer: AIOKafkaProducer, record: "_Record", reply: asyncio.Future[Receipt], slot: "_Slot"
-    ) -> None:
-        acknowledged = False
+    async def _publish(self, producer: AIOKafkaProducer, record: "_Record") -> None:
         try:
             with translated("publishing a command"):
                 await (await producer.send(COMMANDS, record.value, record.key, headers=record.headers))
-            acknowledged = True
             self._acknowledged_at = asyncio.get_running_loop().time()
         except (Unavailable, KafkaError) as error:
             # An idempotent producer that lost a batch can send no more to that partition: begin with a new one.
             raise self._disconnect(str(error)) from error
-        finally:
-            if not acknowledged and not reply.done():
-                reply.set_exception(OutcomeUnknown(record.command_id))
-            slot.release()
+
+    def _settle(
+        self,
+        command_id: CommandId,
+        reply: asyncio.Future[Receipt],
+        slot: "_Slot",
+        publishing: asyncio.Task[None],
+    ) -> None:
+        """Note how publishing ended, also if it was cancelled before it began."""
+        if (publishing.cancelled() or publishing.exception() is not None) and not reply.done():
+            reply.set_exception(OutcomeUnknown(command_id))
+        slot.release()
 
     def _disconnect(self, reason: str) -> Unavailable:
         self._connection = None
@@ -229,6 +235,8 @@ class KafkaDispatcher:
             self._disconnect(_reason(errors))
         except* Unavailable as errors:
             self._disconnect(_reason(errors))
+        finally:
+            self._disconnect(self._disconnected)
 
     async def _look_up_partitions(self, producer: AIOKafkaProducer) -> int:
         """How many the commands have. Of those of the replies, one becomes ours."""
@@ -313,7 +321,7 @@ class _Record:
 class _Slot:
     """A command's part of what may be under way. Free once its caller is answered and its record settled."""
 
-    def __init__(self, commands: Limit, size_of_all: Limit, turns: FairQueue, caller: str, size: int) -> None:
+    def __init__(self, commands: LatencyLimit, size_of_all: Limit, turns: FairQueue, caller: str, size: int) -> None:
         size_of_all.take(caller, size)
         try:
             commands.take(caller)
@@ -327,26 +335,40 @@ class _Slot:
         self._size = size
         self._holders = 1
         self._cost = 1 + size // _BYTES_LIKE_ONE_MORE
+        self._began_at = asyncio.get_running_loop().time()
         self._entered_at: float | None = None
+        self._answered = False
 
     async def enter(self) -> None:
         """Wait until it is this command's turn."""
-        await self._turns.enter(self._caller, self._cost)
+        try:
+            await self._turns.enter(self._caller, self._cost)
+        except (TooMany, ShareExceeded):
+            self._observe()
+            raise
         self._entered_at = asyncio.get_running_loop().time()
 
-    def shared(self) -> Self:
-        """Give it to one more holder."""
+    def answered(self) -> None:
+        """Note that its receipt came."""
+        self._answered = True
+        self._observe()
+
+    def hold(self) -> None:
+        """Count one more holder."""
         self._holders += 1
-        return self
 
     def release(self) -> None:
+        """Count one holder less."""
         self._holders -= 1
         if self._holders:
             return
         self._commands.give_back(self._caller)
         self._size_of_all.give_back(self._caller, self._size)
         if self._entered_at is not None:
-            self._turns.leave(self._cost, self._entered_at)
+            self._turns.leave(self._cost, self._entered_at if self._answered else None)
+
+    def _observe(self) -> None:
+        self._commands.observe(self._began_at, asyncio.get_running_loop().time())
 
 
 @asynccontextmanager

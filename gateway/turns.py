@@ -24,7 +24,8 @@ class FairQueue:
     begin if each caller were served alone and at the same pace. Costs are in any unit that the size's is. A caller who
     has been alone for a while may have all they want under way: more gets done so, and there is nobody to wait for it.
 
-    What has waited for more than ``patience`` seconds is refused; time in which nothing at all went on does not count.
+    What has waited for more than ``patience`` seconds is refused, but only while answers come and others are let in for
+    them: who waits for one that does not answer, or for what somebody who was alone has under way, goes on waiting.
     """
 
     def __init__(self, size: AdaptiveSize, patience: float) -> None:
@@ -50,8 +51,7 @@ class FairQueue:
             TooMany: too many wait.
             ShareExceeded: too much of this caller's waits.
         """
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = _clock()
         if caller != self._newest:
             self._newest = caller
             self._alone_from = now + _REMEMBERED_SECONDS
@@ -61,7 +61,7 @@ class FairQueue:
         if caller not in self._lines:
             self._lines[caller] = deque()
             heapq.heappush(self._heads, (self._now, next(self._numbers), caller))
-        turn = _Turn(caller, cost, now, loop.create_future())
+        turn = _Turn(caller, cost, now, asyncio.get_running_loop().create_future())
         self._lines[caller].append(turn)
         self._by_age.append(turn)
         try:
@@ -69,18 +69,22 @@ class FairQueue:
         except asyncio.CancelledError:
             if not turn.comes.cancelled() and turn.comes.exception() is None:  # it had come
                 self.under_way -= cost
-            self._let_in(loop.time())
+            self._let_in(_clock())
             raise
 
-    def leave(self, cost: int, entered_at: float) -> None:
-        """End what was let in at a time of the loop."""
-        now = asyncio.get_running_loop().time()
-        self._size.observe(entered_at, now, self.under_way)
+    def leave(self, cost: int, entered_at: float | None) -> None:
+        """End what was let in at a time of the loop; None if nobody answered it."""
+        now = _clock()
+        if entered_at is not None:
+            self._size.observe(entered_at, now, self.under_way)
         self.under_way -= cost
+        left = self.under_way
+        self._let_in(now)
+        if entered_at is None or self.under_way == left:
+            return
         if now - self._went_on_at > self._patience:
             self._goes_on_since = now
         self._went_on_at = now
-        self._let_in(now)
         while self._by_age and now - max(self._by_age[0].since, self._goes_on_since) > self._patience:
             self._refuse(self._by_age.popleft())
 
@@ -88,6 +92,8 @@ class FairQueue:
         """Refuse all who wait."""
         while self._by_age:
             self._refuse(self._by_age.popleft(), Unavailable(reason))
+        self._lines.clear()
+        self._heads.clear()
 
     def _has_room(self, now: float) -> bool:
         return self.under_way < self._size.most or now >= self._alone_from
@@ -115,6 +121,10 @@ class FairQueue:
         if error is None and len(line) > FEW:
             error = ShareExceeded("You have more than your share of writes waiting")
         turn.comes.set_exception(error or TooMany("Too many writes wait for their turn"))
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _drop_done(turns: "deque[_Turn]") -> None:

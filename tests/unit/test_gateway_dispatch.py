@@ -10,9 +10,9 @@ from aiokafka.errors import KafkaConnectionError
 from structlog.testing import capture_logs
 
 from gateway.dispatch import CommandTooLarge, KafkaDispatcher, NoReply, OutcomeUnknown, _Connection
-from gateway.limits import TooMany
+from gateway.limits import AdaptiveSize, TooMany
 from shared.codec import encode_receipt
-from shared.commands import EpisodeFields
+from shared.commands import Command, EpisodeFields
 from shared.errors import Unavailable
 from shared.ids import EventId
 from shared.kafka import partition_of
@@ -37,12 +37,14 @@ class FakeProducer:
         return self.acknowledgements[-1]
 
 
-def dispatcher(*, reply_timeout: float = 5, most: int = 10, most_bytes: int = 100_000) -> KafkaDispatcher:
+def dispatcher(
+    *, reply_timeout: float = 5, latency: float = 0.3, most: int = 10, most_bytes: int = 100_000
+) -> KafkaDispatcher:
     return KafkaDispatcher(
         KafkaSettings(),
         max_in_flight=most,
         max_in_flight_bytes=most_bytes,
-        latency_target=0.3,
+        latency_target=latency,
         reply_timeout=reply_timeout,
     )
 
@@ -242,3 +244,70 @@ async def test_a_partition_that_stands_still_holds_no_other_up() -> None:
         for one in stuck:
             one.cancel()
         await asyncio.wait(stuck)
+
+
+async def test_what_was_not_begun_to_be_published_when_the_connection_ended_leaves_nothing_behind() -> None:
+    it = dispatcher()
+
+    async def end_at_once() -> None:
+        async with connected(it) as producer:
+            answers.append(asyncio.ensure_future(it.dispatch(builders.upsert())))
+            asyncio.get_running_loop().call_soon(woken.set)
+            await woken.wait()  # the dispatch has run, and what publishes its record has not
+            assert not producer.sent
+            raise it._disconnect("Kafka does not answer")
+
+    answers: list[asyncio.Task[Receipt]] = []
+    woken = asyncio.Event()
+    with pytest.raises(ExceptionGroup):
+        await end_at_once()
+    with pytest.raises(OutcomeUnknown):
+        await answers[0]
+    assert (it._commands.taken, it._bytes.taken) == (0, 0)
+    assert [turns.under_way for turns in it._turns.values()] == [0]
+
+
+def widened(it: KafkaDispatcher, command: Command) -> tuple[AdaptiveSize, AdaptiveSize]:
+    """Make both sizes large, and give them."""
+    turns = it._turns[partition_of(command.stream.encode(), PARTITIONS)]
+    it._commands._size.most = it._commands.most = turns._size.most = 900
+    return it._commands._size, turns._size
+
+
+async def test_a_partition_that_does_not_answer_takes_no_room_from_the_others() -> None:
+    it, command = dispatcher(reply_timeout=0.02, latency=1e-9, most=1000), builders.upsert()
+    sizes = widened(it, command)
+    async with connected(it):
+        with pytest.raises(NoReply):
+            await it.dispatch(command)
+    assert [size.most for size in sizes] == [900, 900]
+
+
+async def test_what_is_answered_late_makes_room_smaller() -> None:
+    it, command = dispatcher(latency=1e-9, most=1000), builders.upsert()
+    sizes = widened(it, command)
+    async with connected(it) as producer:
+        answer = asyncio.ensure_future(it.dispatch(command))
+        await asyncio.sleep(0.01)  # the clock of the loop has milliseconds
+        producer.acknowledgements[0].set_result(None)
+        it._hand_over(encode_receipt(receipt_for(command)))
+        await answer
+        await turns()
+    assert [size.most for size in sizes] == [256, 16]
+
+
+async def test_what_waits_is_turned_away_at_once_while_acknowledged_writes_wait_for_their_replies() -> None:
+    it = dispatcher(most=100)
+    async with connected(it) as producer:
+        answers = [asyncio.ensure_future(it.dispatch(builders.upsert())) for _ in range(17)]
+        await turns()
+        for acknowledgement in producer.acknowledgements:
+            acknowledgement.set_result(None)
+        await turns()
+        it._disconnect("Kafka does not answer")
+        with pytest.raises(Unavailable, match="Kafka does not answer"):
+            await answers[-1]
+        assert not any(answer.done() for answer in answers[:-1])
+        for answer in answers[:-1]:
+            answer.cancel()
+        await asyncio.wait(answers)

@@ -13,6 +13,23 @@ from shared.errors import Unavailable
 LONG_AGO, TARGET = float("-inf"), 1e9
 
 
+class Clock:
+    """Stands still, but for what the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("gateway.turns._clock", clock)
+    return clock
+
+
 def queue(most: int, patience: float = TARGET) -> FairQueue:
     return FairQueue(AdaptiveSize(least=most, greatest=most, target=TARGET), patience)
 
@@ -195,14 +212,14 @@ async def test_who_gives_up_in_the_moment_of_being_turned_away_leaves_nothing_be
     assert callers.queue.under_way == 1
 
 
-async def test_what_waits_too_long_is_refused_while_others_go_on() -> None:
+async def test_what_waits_too_long_is_refused_while_others_go_on(clock: Clock) -> None:
     callers = Callers(queue(1, patience=0.2))
     callers.ask("a")
     await turns()
     late, few = callers.ask("a", 15), callers.ask("b", 8)
     await turns()
     for _ in range(3):
-        await asyncio.sleep(0.1)
+        clock.now += 0.1
         await callers.leave(1)
     await asyncio.wait(late)
     refused = [task.exception() for task in [*late, *few] if task.done() and task.exception()]
@@ -213,17 +230,60 @@ async def test_what_waits_too_long_is_refused_while_others_go_on() -> None:
     assert await callers.leave(1) == "a"
 
 
-async def test_nothing_is_refused_for_what_it_waited_while_nothing_went_on() -> None:
+async def test_nothing_is_refused_for_what_it_waited_while_nothing_went_on(clock: Clock) -> None:
     callers = Callers(queue(1, patience=0.1))
     callers.ask("a")
     await turns()
     waiting = callers.ask("a", 5)
-    await asyncio.sleep(0.3)
+    clock.now += 0.3
     assert await callers.leave(6) == "aaaaa"
     await asyncio.gather(*waiting)
 
 
-async def test_who_is_refused_much_still_gets_as_many_turns_as_others() -> None:
+async def test_nothing_is_refused_while_what_is_let_in_is_not_answered(clock: Clock) -> None:
+    callers = Callers(queue(2, patience=0.1))
+    callers.ask("a", 12)
+    await turns()
+    for _ in range(5):
+        clock.now += 0.06
+        callers.queue.leave(1, None)
+        await turns()
+    assert callers.let_in == ["a"] * 7
+    assert await callers.leave(7) == "a" * 5
+    await asyncio.gather(*callers.asked)
+
+
+async def test_who_waits_for_what_somebody_alone_has_under_way_is_not_refused(clock: Clock) -> None:
+    callers = Callers(queue(2, patience=0.1))
+    callers.ask("a")
+    await turns()
+    clock.now += 1.1
+    callers.ask("a", 30)
+    await turns()
+    assert callers.queue.under_way == 31
+    [newcomer] = callers.ask("b")
+    await turns()
+    for _ in range(25):
+        clock.now += 0.01
+        assert await callers.leave(1) == ""
+    assert await callers.leave(5) == "b"
+    await newcomer
+
+
+async def test_nothing_of_those_who_were_turned_away_is_kept() -> None:
+    callers = Callers(queue(1))
+    callers.ask("a")
+    await turns()
+    for caller in "bcd":
+        callers.ask(caller, 2)
+        await turns()
+        callers.queue.turn_away("Kafka does not answer")
+    assert (callers.queue._lines, callers.queue._heads, len(callers.queue._by_age)) == ({}, [], 0)
+    await asyncio.wait(callers.asked)
+    assert all(task.exception() for task in callers.asked[1:])
+
+
+async def test_who_is_refused_much_still_gets_as_many_turns_as_others(clock: Clock) -> None:
     callers = Callers(queue(1, patience=0.02))
     callers.ask("a", 1)
     await turns()
@@ -231,34 +291,34 @@ async def test_who_is_refused_much_still_gets_as_many_turns_as_others() -> None:
     for _ in range(100):
         callers.ask("a", 20)
         callers.ask("b", 2)
-        await asyncio.sleep(0.001)
+        await turns()
+        clock.now += 0.001
         served += await callers.leave(1)
-    await asyncio.wait(callers.asked, timeout=0)
-    assert any(task.done() and task.exception() for task in callers.asked)
+    callers.give_up(callers.asked)
+    ends = await asyncio.gather(*callers.asked, return_exceptions=True)
+    assert any(isinstance(end, ShareExceeded) for end in ends)
     assert 40 <= served.count("a") <= 60
 
 
-async def test_more_go_at_once_while_all_is_quick_and_fewer_when_it_is_not() -> None:
+async def test_more_go_at_once_while_all_is_quick_and_fewer_when_it_is_not(clock: Clock) -> None:
     size = AdaptiveSize(least=2, greatest=100, target=0.2)
     it = FairQueue(size, patience=TARGET)
-    loop = asyncio.get_running_loop()
     for _ in range(40):
         room = size.most - it.under_way
         for _ in range(room):
             await it.enter("a", 1)
-        it.leave(1, loop.time())
+        it.leave(1, clock.now)
     assert size.most == 42
-    it.leave(1, loop.time() - 1)
+    it.leave(1, clock.now - 1)
     assert size.most == 10
 
 
-async def test_who_is_alone_may_have_all_until_somebody_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.turns._REMEMBERED_SECONDS", 0.05)
+async def test_who_is_alone_may_have_all_until_somebody_comes(clock: Clock) -> None:
     callers = Callers(queue(2))
     callers.ask("a", 100)
     await turns()
     assert len(callers.let_in) == 2
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
     await callers.leave(1)
     callers.ask("a", 100)
     await turns()
@@ -268,5 +328,5 @@ async def test_who_is_alone_may_have_all_until_somebody_comes(monkeypatch: pytes
     await turns()
     assert len(callers.let_in) == 200
     assert await callers.leave(199) == "ba"
-    await asyncio.sleep(0.06)
+    clock.now += 1.1
     assert await callers.leave(1) == "aaaa"
