@@ -25,6 +25,7 @@ REPLIES = "episodes.replies"
 DEAD_LETTERS = "episodes.dead-letters"
 
 COLLECTIONS = (
+    "checkpoints",
     "namespaces",
     "projects",
     "folders",
@@ -32,8 +33,8 @@ COLLECTIONS = (
     "tenant_episodes",
     "entities",
     "streams",
-    "checkpoints",
 )
+"""Read in this order: the checkpoints are at least as old as the rest."""
 BLOCK = 1_000
 """Ordinals for which a project keeps one count of the living."""
 
