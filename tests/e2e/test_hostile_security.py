@@ -243,11 +243,11 @@ async def test_the_documented_roles_are_enough_for_a_rebuild_and_the_gateways_do
 
 @pytest.mark.parametrize("user", PRINCIPALS)
 async def test_nobody_may_do_more_than_is_documented(secured: Cluster, user: str) -> None:
-    options = as_user(secured.servers, user)
+    options = as_user(secured.servers, user) | {"request_timeout_ms": 2_000}
 
     async def refused(topic: str) -> None:
         if not has(user, "WRITE", topic):
-            async with _started(AIOKafkaProducer(**{**options, "request_timeout_ms": 2_000})) as producer:
+            async with _started(AIOKafkaProducer(**options)) as producer:
                 with pytest.raises(KafkaError, match=r"(?i)authori|metadata"):
                     await asyncio.wait_for(producer.send_and_wait(topic, b"forged", partition=0), 20)
         if not has(user, "READ", topic):
@@ -280,7 +280,8 @@ class _started:  # noqa: N801 - used as a function
         return self._client
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.stop()
+        # A broker that does not answer TLS's good-bye is waited for for 30 s.
+        await asyncio.wait([asyncio.ensure_future(self._client.stop())], timeout=1)
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------------
