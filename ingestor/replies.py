@@ -45,7 +45,9 @@ class Replies:
         attempt = 0
         while True:
             try:
-                async with open_producer(settings, batch_bytes=MAX_RECORD_BYTES, idempotent=False) as producer:
+                async with open_producer(
+                    settings, batch_bytes=MAX_RECORD_BYTES, idempotent=False, compression=None
+                ) as producer:
                     attempt = 0
                     while True:
                         await self._send_some(producer, [await self._waiting.get()])

@@ -23,7 +23,9 @@ class IngestorSettings(Settings):
     """Address space reserved per partition, not disk."""
     probe_port: int = 8081
     in_flight_batches: int = Field(default=8, ge=1)
+    """Of each partition."""
     in_flight_bytes: int = Field(default=48 * 1024**2, ge=1)
+    """Of all partitions together. Kafka takes requests of 100 MiB (``socket.request.max.bytes``)."""
     batch_bytes: int = Field(default=512 * 1024, ge=1)
     """A batch is sent when it holds this much, or when no command waits. One command may be larger, alone."""
     idempotency_retention: timedelta = timedelta(days=7)

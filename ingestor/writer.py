@@ -9,7 +9,6 @@ import re
 import time
 import uuid
 from collections import deque
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from msgspec.structs import replace
 
-from ingestor.reading import SILENCE_SECONDS, next_records
+from ingestor.lending import Lent
+from ingestor.reading import SILENCE_SECONDS, PartitionReader, TopicReader, next_records
 from ingestor.recovery import Recovery, recover
 from ingestor.replies import Replies
 from ingestor.settings import IngestorSettings
@@ -44,15 +44,25 @@ _DRAIN_SECONDS = 3.0
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
 class Writer:
-    """Runs tenures; ``run`` is one, until it is cancelled or raises."""
+    """Runs tenures; ``run`` is one, until it is cancelled or raises. All have the same clients of Kafka."""
 
-    kafka: KafkaSettings
-    settings: IngestorSettings
-    replies: Replies
-    status: Status
-    snapshots: Snapshots | None = None
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        settings: IngestorSettings,
+        replies: Replies,
+        status: Status,
+        snapshots: Snapshots | None = None,
+    ) -> None:
+        self.kafka = kafka
+        self.settings = settings
+        self.replies = replies
+        self.status = status
+        self.snapshots = snapshots
+        self._commands = TopicReader(kafka, COMMANDS)
+        self._producers = Lent(partial(open_producer, kafka, batch_bytes=_EVENTS_BATCH_BYTES))
+        self._room = _Room(settings.in_flight_bytes)
 
     async def run(self, partition: int) -> None:
         """Own the partition.
@@ -65,44 +75,43 @@ class Writer:
         """
         settings = self.settings
         with open_state(settings.state_dir, partition, map_bytes=settings.state_map_bytes) as store:
-            async with (
-                open_producer(self.kafka, batch_bytes=_EVENTS_BATCH_BYTES) as producer,
-                open_partition(self.kafka, COMMANDS, partition) as commands,
-            ):
+            async with self._producers.borrow() as producer:
                 fence, offset = await self._fence(producer, partition)
-                recovery = await recover(
-                    self.kafka,
-                    store,
-                    partition,
-                    fence=fence,
-                    fence_offset=offset,
-                    askable_since=await self._askable_since(commands, partition),
-                    report=partial(self.status.partitions.__setitem__, partition),
-                    snapshots=self.snapshots,
-                )
+                async with open_partition(self.kafka, COMMANDS, partition) as commands:
+                    recovery = await recover(
+                        self.kafka,
+                        store,
+                        partition,
+                        fence=fence,
+                        fence_offset=offset,
+                        askable_since=await self._askable_since(commands, partition),
+                        report=partial(self.status.partitions.__setitem__, partition),
+                        snapshots=self.snapshots,
+                    )
+                    next_offset = await self._find_next_command(commands, partition, recovery)
                 tenure = Tenure(store, recovery.checkpoint, settings.idempotency_retention)
-                await self._find_next_command(commands, partition, recovery)
-                self.status.partitions[partition] = Status.RUNNING
-                _log.info(
-                    "tenure begins",
-                    partition=partition,
-                    fence=offset,
-                    position=int(recovery.checkpoint.cursor.position),
-                )
-                pipeline = _Pipeline(tenure, producer, self.replies, settings, partition)
-                try:
-                    async with asyncio.TaskGroup() as tasks:
-                        acknowledging = tasks.create_task(pipeline.acknowledge())
-                        if self.snapshots is not None:
-                            tasks.create_task(self.snapshots.keep(store, partition))
-                        try:
-                            await self._decide(tenure, pipeline, commands, producer, partition)
-                        except asyncio.CancelledError:
-                            if not acknowledging.done():
-                                await pipeline.drain()
-                            raise
-                except ExceptionGroup as ended:
-                    raise gravest(ended) from ended
+                pipeline = _Pipeline(tenure, producer, self.replies, settings.in_flight_batches, self._room, partition)
+                async with self._commands.read(partition, next_offset) as next_commands:
+                    self.status.partitions[partition] = Status.RUNNING
+                    _log.info(
+                        "tenure begins",
+                        partition=partition,
+                        fence=offset,
+                        position=int(recovery.checkpoint.cursor.position),
+                    )
+                    try:
+                        async with asyncio.TaskGroup() as tasks:
+                            acknowledging = tasks.create_task(pipeline.acknowledge())
+                            if self.snapshots is not None:
+                                tasks.create_task(self.snapshots.keep(store, partition))
+                            try:
+                                await self._decide(tenure, pipeline, next_commands, producer, partition)
+                            except asyncio.CancelledError:
+                                if not acknowledging.done():
+                                    await pipeline.drain()
+                                raise
+                    except ExceptionGroup as ended:
+                        raise gravest(ended) from ended
 
     async def _fence(self, producer: AIOKafkaProducer, partition: int) -> tuple[WriterFenced, int]:
         """Append our fence. If its acknowledgement is lost, the next tenure writes another: fences are harmless."""
@@ -133,8 +142,8 @@ class Writer:
             oldest = min(oldest, datetime.fromtimestamp(first.timestamp / 1000, UTC))
         return oldest - self.settings.idempotency_retention - SKEW
 
-    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, recovery: Recovery) -> None:
-        """Seek to the command after the last decided one; on the way, answer those whose answers may be lost."""
+    async def _find_next_command(self, commands: AIOKafkaConsumer, partition: int, recovery: Recovery) -> int:
+        """The offset after the last decided command; before it, those whose answers may be lost are answered."""
         last, unanswered = recovery.checkpoint.command_offset, recovery.unanswered
         if last == IMPORT_UNFINISHED:
             raise RecordsLost(
@@ -159,13 +168,13 @@ class Writer:
                 if receipt is not None and reply_to is not None:
                     self.replies.send(reply_to, receipt)
                 next_offset = record.offset + 1
-        commands.seek(tp, last + 1)
+        return last + 1
 
     async def _decide(
         self,
         tenure: Tenure,
         pipeline: "_Pipeline",
-        commands: AIOKafkaConsumer,
+        commands: PartitionReader,
         producer: AIOKafkaProducer,
         partition: int,
     ) -> None:
@@ -173,7 +182,9 @@ class Writer:
             partitions = len(await producer.partitions_for(COMMANDS))
         dead_letters = _DeadLetters(producer, self.settings.dead_letters_per_minute, partition)
         while True:
-            for record in await next_records(commands, f"reading {COMMANDS}/{partition}"):
+            with translated(f"reading {COMMANDS}/{partition}"):
+                records = await commands.next_records()
+            for record in records:
                 at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
                 try:
                     command = _command_in(record, partitions)
@@ -202,28 +213,31 @@ class _Pipeline:
         tenure: Tenure,
         producer: AIOKafkaProducer,
         replies: Replies,
-        settings: IngestorSettings,
+        most: int,
+        room: "_Room",
         partition: int,
     ) -> None:
         self._tenure = tenure
         self._producer = producer
         self._replies = replies
-        self._settings = settings
+        self._most = most
+        self._room = room
         self._partition = partition
         self._on_their_way: deque[tuple[Batch, asyncio.Future[Any]]] = deque()
-        self._bytes = 0
         self._changed = asyncio.Event()
 
     async def send(self, batch: Batch) -> None:
         """Send the batch as one record batch, as soon as there is room for it."""
-        while self._on_their_way and (
-            len(self._on_their_way) >= self._settings.in_flight_batches
-            or self._bytes + batch.size > self._settings.in_flight_bytes
-        ):
+        while len(self._on_their_way) >= self._most:
             await self._change()
-        sent = await append_together(self._producer, EVENTS, self._partition, batch.records)
+        await self._room.take(batch.size)
+        try:
+            sent = await append_together(self._producer, EVENTS, self._partition, batch.records)
+        except BaseException:
+            self._room.give_back(batch.size)
+            raise
+        sent.add_done_callback(partial(self._room.give_back_after, batch.size))
         self._on_their_way.append((batch, sent))
-        self._bytes += batch.size
         self._changed.set()
 
     async def acknowledge(self) -> None:
@@ -241,7 +255,6 @@ class _Pipeline:
                     self._replies.send(partition, receipt)
             self._tenure.store(batch)
             self._on_their_way.popleft()
-            self._bytes -= batch.size
             self._changed.set()
 
     async def drain(self) -> None:
@@ -256,6 +269,33 @@ class _Pipeline:
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
+
+
+class _Room:
+    """For the bytes of all batches on their way: Kafka gets those of all partitions in one request of limited size."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._taken = 0
+        self._freed = asyncio.Event()
+
+    async def take(self, size: int) -> None:
+        """Wait until there is room. What is larger than all of it goes alone."""
+        while self._taken and self._taken + size > self._most:
+            self._freed.clear()
+            await self._freed.wait()
+        self._taken += size
+
+    def give_back(self, size: int) -> None:
+        """Say that so many are not on their way."""
+        self._taken -= size
+        self._freed.set()
+
+    def give_back_after(self, size: int, sent: "asyncio.Future[Any]") -> None:
+        """Say that so many are acknowledged or failed, perhaps after the end of their tenure."""
+        self.give_back(size)
+        if not sent.cancelled():
+            sent.exception()  # else asyncio complains that nobody looked at it
 
 
 class _DeadLetters:

@@ -88,9 +88,13 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 @asynccontextmanager
 async def open_producer(
-    settings: KafkaSettings, *, batch_bytes: int = 900_000, linger_ms: int = 0, idempotent: bool = True
+    settings: KafkaSettings,
+    *,
+    batch_bytes: int = 900_000,
+    idempotent: bool = True,
+    compression: str | None = "zstd",
 ) -> AsyncIterator[AIOKafkaProducer]:
-    """A started producer with acks=all and zstd.
+    """A started producer with acks=all.
 
     Leaving with an error, or by cancellation, drops what is not sent yet: an idempotent aiokafka producer would
     otherwise keep on trying for ever, and the command would happen long after its caller was told otherwise.
@@ -102,8 +106,8 @@ async def open_producer(
         **client_options(settings),
         acks="all",
         enable_idempotence=idempotent,
-        linger_ms=linger_ms,
-        compression_type="zstd",
+        linger_ms=0,
+        compression_type=compression,
         max_batch_size=batch_bytes,
         max_request_size=MAX_RECORD_BYTES,
         retry_backoff_ms=50,
@@ -177,6 +181,20 @@ async def append_together(
 async def open_partition(settings: KafkaSettings, topic: str, partition: int) -> AsyncIterator[AIOKafkaConsumer]:
     """A started consumer of one partition, without a group. The caller seeks before the first read.
 
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    async with open_consumer(settings, f"{topic}/{partition}") as consumer:
+        consumer.assign([TopicPartition(topic, partition)])
+        yield consumer
+
+
+@asynccontextmanager
+async def open_consumer(
+    settings: KafkaSettings, what: str, *, longest_poll_ms: int = 500
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """A started consumer of ``what``, without a group. Its caller assigns the partitions.
+
     An offset out of range is an error, never a silent jump.
 
     Raises:
@@ -187,13 +205,12 @@ async def open_partition(settings: KafkaSettings, topic: str, partition: int) ->
         enable_auto_commit=False,
         auto_offset_reset="none",
         max_partition_fetch_bytes=4 * 1024 * 1024,
-        fetch_max_wait_ms=500,
+        fetch_max_wait_ms=longest_poll_ms,
         retry_backoff_ms=50,
     )
     try:
-        with translated(f"connecting a consumer of {topic}/{partition}"):
+        with translated(f"connecting a consumer of {what}"):
             await _started(consumer.start(), REQUEST_TIMEOUT_MS / 1000)
-        consumer.assign([TopicPartition(topic, partition)])
         yield consumer
     finally:
         await _stop_consumer(consumer)
