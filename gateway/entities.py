@@ -7,6 +7,7 @@ It reads a bounded part of the text, so that it never delays a write by more tha
 import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 from shared.commands import Entity
@@ -89,30 +90,34 @@ class WordListExtractor:
     def mentions(self, text: str) -> Iterable[Mention]:
         found: list[tuple[int, Mention]] = []
         for match in _CAPITALISED.finditer(text):
-            found.extend(_names(match))
+            run = match[0]
+            if run in TECHNOLOGIES:
+                found.append((match.start(), Mention("technology", run)))
+            elif " " in run:
+                found.extend(_names(match.start(), run))
         for noun in (" service", " team"):
-            found.extend(_groups(text, noun))
+            if noun in text:
+                found.extend(_groups(text, noun))
         if "@" in text:
             found.extend((match.start(), Mention("person", match[1])) for match in _PERSON.finditer(text))
         if "://" in text:
             found.extend((match.start(), Mention("host", match[1].lower())) for match in _HOST.finditer(text))
-        found.sort(key=lambda at: at[0])
+        found.sort(key=_place)
         return [mention for _, mention in found if len(mention.name) <= LONGEST_NAME]
 
 
-def _names(match: re.Match[str]) -> Iterable[tuple[int, Mention]]:
-    run = match[0]
-    if run in TECHNOLOGIES:
-        return [(match.start(), Mention("technology", run))]
-    if " " not in run:
-        return []
-    first, _, rest = run.partition(" ")
+_place = itemgetter(0)
+
+
+def _names(start: int, run: str) -> Iterable[tuple[int, Mention]]:
+    """What several capitalised words in a row name."""
     known = [word for word in run.split(" ") if word in TECHNOLOGIES]
     if known:
-        return [(match.start() + run.index(word), Mention("technology", word)) for word in known]
+        return [(start + run.index(word), Mention("technology", word)) for word in known]
+    first, _, rest = run.partition(" ")
     if first.lower() not in _ARTICLES:
-        return [(match.start(), Mention("name", run))]
-    return [(match.start(), Mention("name", rest))] if " " in rest else []
+        return [(start, Mention("name", run))]
+    return [(start, Mention("name", rest))] if " " in rest else []
 
 
 def _groups(text: str, noun: str) -> Iterable[tuple[int, Mention]]:

@@ -134,7 +134,7 @@ def write_options(request: Request) -> WriteOptions:
         key = key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
         if not is_idempotency_key(key):
             raise invalid("Header 'Idempotency-Key' must be 1 to 255 visible ASCII characters")
-    wait = request.query_params.get("wait")
+    wait = request.query_params.get("wait") if request.scope["query_string"] else None
     if wait not in {None, "projected"}:
         raise invalid("Query parameter 'wait' must be 'projected'")
     traceparent = request.headers.get("traceparent", "")

@@ -8,6 +8,7 @@ Integer.
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, assert_never
 from urllib.parse import quote
 
@@ -139,6 +140,11 @@ def decode_receipt(value: bytes | None) -> Receipt:
         raise PoisonRecord(f"not a receipt: {error}") from error
 
 
+@lru_cache(4096)
+def _source(stream: StreamId) -> str:
+    return f"/streams/{quote(stream, safe=':')}"
+
+
 def encode_record(record: LogRecord, *, at: datetime = _EPOCH) -> bytes:
     """The record's value in the events topic. ``at`` is the time of a fence, which has none of its own."""
     match record:
@@ -147,7 +153,7 @@ def encode_record(record: LogRecord, *, at: datetime = _EPOCH) -> bytes:
                 _CloudEvent(
                     specversion="1.0",
                     id=str(record.event_id),
-                    source=f"/streams/{quote(record.stream, safe=':')}",
+                    source=_source(record.stream),
                     type=_TYPE_OF[type(record.event)],
                     time=record.at,
                     datacontenttype="application/json",

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -27,7 +28,7 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.helpers import create_ssl_context
-from aiokafka.partitioner import murmur2
+from aiokafka.partitioner import DefaultPartitioner, murmur2
 
 from shared.errors import RecordsLost, Unavailable
 from shared.settings import KafkaSettings
@@ -43,9 +44,16 @@ _log = structlog.get_logger(__name__)
 _BUGS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTopicError)
 
 
+@lru_cache(4096)
 def partition_of(key: bytes, partitions: int) -> int:
     """The partition of a key, for ever: what Kafka's producers choose by default."""
     return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def _partitioner(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
+    if key is None:
+        return DefaultPartitioner()(key, partitions, available)  # type: ignore[no-any-return]
+    return partitions[partition_of(key, len(partitions))]
 
 
 @contextmanager
@@ -110,6 +118,7 @@ async def open_producer(
         compression_type=compression,
         max_batch_size=batch_bytes,
         max_request_size=MAX_RECORD_BYTES,
+        partitioner=_partitioner,
         retry_backoff_ms=50,
     )
     try:

@@ -12,10 +12,12 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import OffsetOutOfRangeError
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from ingestor import recovery
+from ingestor.reading import PartitionReader, TopicReader
 from ingestor.replies import open_replies
 from ingestor.settings import IngestorSettings
 from ingestor.snapshot_store import open_snapshot_store
@@ -359,6 +361,40 @@ async def test_commands_that_expired_before_they_were_decided_stop_the_partition
         with pytest.raises(ExceptionGroup) as stopped:
             writing.result()
         assert stopped.group_contains(RecordsLost, match="0 is the next to decide")
+
+
+async def test_partitions_are_read_by_one_consumer_and_the_trouble_of_one_is_not_that_of_others(
+    harness: Harness,
+) -> None:
+    reader = TopicReader(harness.kafka, COMMANDS)
+
+    async def offsets(partition: PartitionReader, count: int) -> list[int]:
+        found: list[int] = []
+        async with asyncio.timeout(WITHIN):
+            while len(found) < count:
+                found += [record.offset for record in await partition.next_records(2)]
+        return found
+
+    async def write(partition: int, count: int) -> None:
+        for _ in range(count):
+            await harness.producer.send_and_wait(COMMANDS, value=b"x", partition=partition)
+
+    await write(0, 3)
+    await write(1, 3)
+    async with reader.read(1, 1) as second:
+        with pytest.raises(OffsetOutOfRangeError):
+            async with reader.read(0, 999) as first:
+                await offsets(first, 1)
+        assert await offsets(second, 2) == [1, 2]
+        async with reader.read(0, 0) as first:
+            await write(1, 2)
+            assert await offsets(first, 3) == [0, 1, 2]
+            assert await offsets(second, 2) == [3, 4]
+        await write(1, 1)
+        assert await offsets(second, 1) == [5]
+    with pytest.raises(Unavailable, match="has no partition 7"):
+        async with reader.read(7, 0):
+            pass
 
 
 async def test_a_foreign_record_in_the_log_stops_the_recovery_and_says_where(harness: Harness) -> None:
