@@ -88,10 +88,13 @@ class _HandingOut:
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
         self._readers: dict[TopicPartition, PartitionReader] = {}
+        self._ended_with: Exception | None = None
 
     @contextmanager
     def begin(self, tp: TopicPartition, offset: int) -> "Iterator[PartitionReader]":
         """Give a reader what the partition has from ``offset`` on."""
+        if self._ended_with is not None:
+            raise Unavailable(f"reading {tp.topic}: {self._ended_with}") from self._ended_with
         if tp not in self._consumer.assignment():
             raise Unavailable(f"{tp.topic} has no partition {tp.partition}")
         if tp in self._readers:
@@ -119,6 +122,7 @@ class _HandingOut:
                 await self._wait()
                 await self._take_all()
         except Exception as error:  # noqa: BLE001 - the readers raise it
+            self._ended_with = error
             for reader in self._readers.values():
                 reader.fail(error)
 

@@ -148,6 +148,8 @@ async def test_what_concerns_no_partition_in_particular_is_told_to_all(error: Ka
             for reader in (one, two):
                 with pytest.raises(type(error)):
                     await next_offsets(reader)
+        with pytest.raises(Unavailable, match="reading commands: "), it.begin(ONE, 0):
+            pass
 
 
 async def test_records_that_came_before_an_error_are_read_first() -> None:
