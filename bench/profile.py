@@ -9,6 +9,7 @@ allowed to look into other processes: as root, or with ``kernel.yama.ptrace_scop
 
 import argparse
 import asyncio
+import re
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -26,6 +27,7 @@ from local.process import ROOT
 
 _WARM_UP_SECONDS = 40
 _SAMPLES_PER_SECOND = 200
+_TITLE = re.compile(r'(<text id="title"[^>]*>)[^<]*<')
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ async def _measured(bench: Bench, service: Service, scenario: Scenario, seconds:
 
 
 async def _drawn(spy: str, service: Service, scenario: Scenario, seconds: float, out: Path) -> None:
+    files = {process.name: out / f"{scenario.name}-{process.name}.svg" for process in service.processes}
     spies = [
         await asyncio.create_subprocess_exec(
             *(spy, "record", "--gil", "--rate", str(_SAMPLES_PER_SECOND), "--duration", str(round(seconds))),
-            *("--pid", str(process.pid), "--output", str(out / f"{scenario.name}-{process.name}.svg")),
+            *("--pid", str(process.pid), "--output", str(files[process.name])),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
@@ -93,6 +96,13 @@ async def _drawn(spy: str, service: Service, scenario: Scenario, seconds: float,
     await scenario.run(seconds + 2)
     if any([await spy.wait() for spy in spies]):
         raise RuntimeError("py-spy failed: may it look into other processes?")
+    for name, file in files.items():
+        _entitle(file, f"{name}, {scenario.name}")
+
+
+def _entitle(file: Path, title: str) -> None:
+    """Give a flame graph a title. py-spy writes its command line there."""
+    file.write_text(_TITLE.sub(rf"\g<1>{title}<", file.read_text()))
 
 
 def _used(bench: Bench, service: Service) -> Mapping[str, float]:

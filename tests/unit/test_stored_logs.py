@@ -20,6 +20,7 @@ LOGS = Path(__file__).parents[1] / "samples" / "logs"
 FROZEN = {
     "0001-every-type-at-v1": ("281a7c51be03c91e", "78ad98338d1029e4"),
     "0002-folders-with-a-name": ("281a7c51be03c91e", "78ad98338d1029e4"),
+    "0003-ids-that-begin-with-their-second": ("2a5173e3bc6c8ba8", "6129ac762c4d9197"),
 }
 """Log → hash of the ingestor's state, hash of the projector's documents.
 
