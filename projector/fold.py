@@ -4,10 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from projector.views import Documents, no_documents, project, touched
+from projector.views import Document, Documents, no_documents, project, touched
 from shared.errors import PoisonRecord
 from shared.events import LoggedEvent
 from shared.log import Commit
+from shared.read_models import ENTITIES, PROJECTS, STREAMS
+
+TOUCHED_OFTEN = (STREAMS, PROJECTS, ENTITIES)
+"""Collections whose documents are small, and change with many commands."""
+_REMEMBERED = 1_000
 
 Touches = Mapping[str, Mapping[str, bool]]
 """Collection → key → whether the batch brings the document into being."""
@@ -18,6 +23,37 @@ class Writes(Struct, frozen=True):
 
     new: Documents
     changed: Documents
+
+
+class Memory:
+    """Documents that are touched often, as the last batches left them, so that they need not be loaded again.
+
+    They are right for as long as nobody else writes them: the checkpoint's compare-and-set fails otherwise.
+    """
+
+    def __init__(self, most: int = _REMEMBERED) -> None:
+        self._most = most
+        self._documents: dict[tuple[str, str], Document] = {}
+        """By collection and key, those that were written longest ago first."""
+
+    def beside(self, writes: Writes, touches: Touches) -> Writes:
+        """What was just written, and of the rest what is touched and remembered."""
+        changed = dict(writes.changed)
+        for name in TOUCHED_OFTEN:
+            found = {key: self._documents[name, key] for key in touches[name] if (name, key) in self._documents}
+            if found:
+                changed[name] = {**found, **changed.get(name, {})}
+        return Writes(writes.new, changed)
+
+    def note(self, writes: Writes) -> None:
+        """Remember what a batch wrote."""
+        for name in TOUCHED_OFTEN:
+            for part in (writes.new, writes.changed):
+                for key, document in part.get(name, {}).items():
+                    self._documents.pop((name, key), None)
+                    self._documents[name, key] = document
+        while len(self._documents) > self._most:
+            del self._documents[next(iter(self._documents))]
 
 
 class Inapplicable(Exception):

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from projector.commits import CommitSource, End, Portion
 from projector.documents import Checkpoint, DocumentRefused, DocumentStore, Overtaken, Stopped, TooMuch
-from projector.fold import Inapplicable, Writes, blame, fold, found, missing, touched_by, weight
+from projector.fold import Inapplicable, Memory, Writes, blame, fold, found, missing, touched_by, weight
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
 from shared.kafka import open_partition
 from shared.log import Commit, Cursor
@@ -100,10 +100,11 @@ async def _follow(
     A transaction costs almost as much for one command as for twenty. So where little is there, and more than one
     command came, the next are taken only after a rest: transactions become larger instead of more frequent (ADR 18).
     """
+    memory = Memory()
 
     async def prepare(previous: _Batch) -> _Batch:
         portion = await source.take(max_events=size.most, max_bytes=MAX_BATCH_BYTES)
-        return await _fold(partition, portion, previous, documents)
+        return await _fold(partition, portion, previous, documents, memory)
 
     batch = await prepare(_Batch(cursor, cursor))
     while batch.end is None:
@@ -118,28 +119,30 @@ async def _follow(
     raise batch.end.error
 
 
-async def _fold(partition: int, portion: Portion, previous: _Batch, documents: DocumentStore) -> _Batch:
+async def _fold(partition: int, portion: Portion, previous: _Batch, documents: DocumentStore, memory: Memory) -> _Batch:
     """What the portion comes to. ``previous`` may still be on its way into the store."""
     before, commits = previous.after, portion.commits
     touches = touched_by(commits)
-    budget = MAX_BATCH_BYTES - portion.size - weight(touches, previous.writes) if len(commits) > 1 else None
+    known = memory.beside(previous.writes, touches)
+    budget = MAX_BATCH_BYTES - portion.size - weight(touches, known) if len(commits) > 1 else None
     try:
-        loaded = await documents.load(missing(touches, previous.writes), max_bytes=budget)
+        loaded = await documents.load(missing(touches, known), max_bytes=budget)
     except TooMuch as error:
         return _Batch(before, before, end=End(before.offset, _Smaller(len(commits), str(error))))
     except Unavailable as error:
         return _Batch(before, before, end=End(before.offset, error))
     try:
-        writes = fold(found(touches, previous.writes, loaded), commits)
+        writes = fold(found(touches, known, loaded), commits)
     except Inapplicable as error:
         fitting = commits[: error.index]
         return _Batch(
             before,
             fitting[-1].cursor if fitting else before,
             fitting,
-            fold(found(touched_by(fitting), previous.writes, loaded), fitting),
+            fold(found(touched_by(fitting), known, loaded), fitting),
             _poison(partition, error.offset, str(error)),
         )
+    memory.note(writes)
     return _Batch(before, portion.cursor, commits, writes, portion.end)
 
 

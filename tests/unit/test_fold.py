@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
-from projector.fold import Inapplicable, Writes, blame, fold, found, missing, touched_by, weight
+from projector.fold import Inapplicable, Memory, Writes, blame, fold, found, missing, touched_by, weight
 from projector.views import Documents, no_documents, project
 from shared.commands import Entity
 from shared.events import (
@@ -40,17 +40,20 @@ def rebuilt(log: PartitionLog) -> Documents:
 class Store:
     """Documents that are a batch behind, as the real ones are while a transaction is on its way."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: int = 2) -> None:
         self.documents = no_documents()
         self.in_flight = NOTHING
+        self.memory = Memory(remembered)
 
     def apply(self, commits: Sequence[Commit]) -> None:
         touches = touched_by(commits)
+        known = self.memory.beside(self.in_flight, touches)
         loaded = {
             name: {key: self.documents[name][key] for key in keys if key in self.documents[name]}
-            for name, keys in missing(touches, self.in_flight).items()
+            for name, keys in missing(touches, known).items()
         }
-        writes = fold(found(touches, self.in_flight, loaded), commits)
+        writes = fold(found(touches, known, loaded), commits)
+        self.memory.note(writes)
         self.settle()
         self.in_flight = writes
 
@@ -137,6 +140,28 @@ def test_what_a_batch_creates_is_not_loaded() -> None:
 
 def recorded(key: str, *entities: Entity) -> TenantEpisodeRecorded:
     return TenantEpisodeRecorded(id=key, type="message", content="x", timestamp=NOON, entities=entities)
+
+
+def test_what_is_touched_often_is_remembered_for_longer() -> None:
+    log = a_log()
+    memory = Memory()
+    memory.note(fold(no_documents(), log.commits))
+    touches = touched_by([log.append(ALICE, ProjectEpisodeDeleted("e1", "p1", "robotics", "e1"))])
+    known = memory.beside(NOTHING, touches)
+    assert missing(touches, known) == {PROJECT_EPISODES: ["e1"]}
+    assert {name: [*there] for name, there in known.changed.items()} == {PROJECTS: ["p1"], STREAMS: [ALICE]}
+    just_written = {"_id": "p1", "total": 7}
+    assert memory.beside(Writes({}, {PROJECTS: {"p1": just_written}}), touches).changed[PROJECTS]["p1"] is just_written
+
+
+def test_what_was_written_longest_ago_is_forgotten_first() -> None:
+    memory = Memory(2)
+    for key, at in (("a", 1), ("b", 1), ("a", 2), ("c", 1)):
+        memory.note(Writes({}, {STREAMS: {key: {"_id": key, "event_id": at}}}))
+    touches = {STREAMS: dict.fromkeys("abc", False), PROJECTS: {}, ENTITIES: {}}
+    assert memory.beside(NOTHING, touches).changed == {
+        STREAMS: {"a": {"_id": "a", "event_id": 2}, "c": {"_id": "c", "event_id": 1}}
+    }
 
 
 def test_what_was_just_written_is_not_loaded() -> None:
