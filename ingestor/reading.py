@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError
 
 from ingestor.lending import Lent
 from shared.errors import Unavailable
@@ -117,14 +117,19 @@ class _HandingOut:
 
     async def run(self) -> None:
         """Hand out until cancelled, or until all readers have been told of an error."""
+        fetching: asyncio.Task[None] = self._consumer._fetcher.error_future  # noqa: SLF001 - getone() does not look at it
+        fetching.add_done_callback(lambda _: self._end(Unavailable("aiokafka has stopped fetching")))
         try:
             while True:
                 await self._wait()
                 await self._take_all()
         except Exception as error:  # noqa: BLE001 - the readers raise it
-            self._ended_with = error
-            for reader in self._readers.values():
-                reader.fail(error)
+            self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        self._ended_with = self._ended_with or error
+        for reader in self._readers.values():
+            reader.fail(error)
 
     async def _wait(self) -> None:
         """Wait for records, or for an error.
@@ -137,28 +142,22 @@ class _HandingOut:
         except OffsetOutOfRangeError as error:
             for tp in error.args[0]:
                 self._fail(tp, error)
-        except KafkaError:
-            if not await self._take_all():
-                raise
+        except CorruptRecordException as error:
+            # It does not say where. aiokafka takes what it holds in order, and has not let go of what it stumbled over.
+            self._fail(next(iter(self._consumer._fetcher._records)), error)  # noqa: SLF001
         else:
             self._give(TopicPartition(first.topic, first.partition), [first])
 
-    async def _take_all(self) -> bool:
-        """Take what there is; whether a partition failed.
-
-        One by one: an error among several makes aiokafka forget what it has taken of the others.
-        """
-        failed = False
+    async def _take_all(self) -> None:
+        """Take what there is, one by one: an error makes aiokafka forget what the same call has taken of others."""
         for tp in list(self._readers):
             try:
                 taken = await self._consumer.getmany(tp, timeout_ms=0)
             except KafkaError as error:
                 self._fail(tp, error)
-                failed = True
             else:
                 for records in taken.values():
                     self._give(tp, records)
-        return failed
 
     def _give(self, tp: TopicPartition, records: Sequence[ConsumerRecord]) -> None:
         if reader := self._readers.get(tp):

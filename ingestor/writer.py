@@ -112,6 +112,8 @@ class Writer:
                                 raise
                     except ExceptionGroup as ended:
                         raise gravest(ended) from ended
+                    finally:
+                        pipeline.leave()
 
     async def _fence(self, producer: AIOKafkaProducer, partition: int) -> tuple[WriterFenced, int]:
         """Append our fence. If its acknowledgement is lost, the next tenure writes another: fences are harmless."""
@@ -266,6 +268,11 @@ class _Pipeline:
         except TimeoutError:
             _log.warning("batches left unanswered", partition=self._partition, count=len(self._on_their_way))
 
+    def leave(self) -> None:
+        """Wait for nothing any more. What is on its way takes no room from others, whatever becomes of it."""
+        for _, sent in self._on_their_way:
+            sent.cancel()  # a shield: aiokafka's own future is not touched
+
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
@@ -278,13 +285,15 @@ class _Room:
         self._most = most
         self._taken = 0
         self._freed = asyncio.Event()
+        self._next = asyncio.Lock()
 
     async def take(self, size: int) -> None:
-        """Wait until there is room. What is larger than all of it goes alone."""
-        while self._taken and self._taken + size > self._most:
-            self._freed.clear()
-            await self._freed.wait()
-        self._taken += size
+        """Wait until there is room, in the order of coming. What is larger than all of it goes alone."""
+        async with self._next:
+            while self._taken and self._taken + size > self._most:
+                self._freed.clear()
+                await self._freed.wait()
+            self._taken += size
 
     def give_back(self, size: int) -> None:
         """Say that so many are not on their way."""

@@ -25,13 +25,15 @@ def records(tp: TopicPartition, *offsets: int) -> list[Any]:
 
 
 class Consumer:
-    """Behaves as aiokafka's: an error that is met after others were taken makes it forget those."""
+    """Behaves as aiokafka's does with errors of partitions."""
 
     def __init__(self) -> None:
         self.has: dict[TopicPartition, list[Any] | KafkaError] = {}
         self.paused: set[TopicPartition] = set()
         self.sought: dict[TopicPartition, int] = {}
         self.error: KafkaError | None = None
+        self.fetching: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._fetcher = SimpleNamespace(_records=self.has, error_future=self.fetching)
         self._arrived = asyncio.Event()
 
     def assignment(self) -> set[TopicPartition]:
@@ -57,9 +59,11 @@ class Consumer:
         self._arrived.set()
 
     def _met(self, tp: TopicPartition, error: KafkaError) -> KafkaError:
-        """Give an error; that of an answer of Kafka's is told once, that of damaged records as often as one asks."""
+        """Give an error, once. What is damaged is held until it is asked for again, and has nothing to give then."""
         if isinstance(error, OffsetOutOfRangeError):
             del self.has[tp]
+        else:
+            self.has[tp] = []
         return error
 
     async def getone(self) -> Any:
@@ -149,6 +153,18 @@ async def test_what_concerns_no_partition_in_particular_is_told_to_all(error: Ka
                 with pytest.raises(type(error)):
                     await next_offsets(reader)
         with pytest.raises(Unavailable, match="reading commands: "), it.begin(ONE, 0):
+            pass
+
+
+async def test_nobody_waits_for_a_consumer_that_has_stopped_fetching() -> None:
+    consumer = Consumer()
+    async with handing_out(consumer) as it:
+        with it.begin(ONE, 0) as one:
+            await asyncio.sleep(0)
+            consumer.fetching.set_result(None)
+            with pytest.raises(Unavailable, match="has stopped fetching"):
+                await next_offsets(one)
+        with pytest.raises(Unavailable, match="has stopped fetching"), it.begin(ONE, 0):
             pass
 
 
