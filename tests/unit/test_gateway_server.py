@@ -56,7 +56,11 @@ async def serving(*, keep_alive: int = 60, **limits: Any) -> AsyncIterator[Liste
 
 @asynccontextmanager
 async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # by itself the system may take in all of `LARGE`
+    client.settimeout(0)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=client, limit=1024)
     try:
         yield reader, writer
     finally:
