@@ -1,7 +1,7 @@
 """One client of Kafka for all partitions of a process.
 
-With a client for each partition, Kafka is asked for each by itself: with eight partitions and 64 callers of single writes
-that was nearly half of what an ingestor did (ADR 20).
+With a client for each partition, Kafka is asked for each by itself: with eight partitions and 64 callers of single
+writes that was nearly half of what an ingestor did (ADR 20).
 """
 
 import asyncio
