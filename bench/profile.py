@@ -71,9 +71,9 @@ async def main(seconds: float, out: Path) -> None:
 
 async def _measured(bench: Bench, service: Service, scenario: Scenario, seconds: float) -> str:
     """A line of the table: milliseconds of CPU for each event, by process, and cores of the machine that idled."""
-    before, idle, began = _used(bench, service), _idle(), time.monotonic()
+    before, idle, began = _used(bench, service), psutil.cpu_times().idle, time.monotonic()
     load = await scenario.run(seconds)
-    idled = (_idle() - idle) / (time.monotonic() - began)
+    idled = (psutil.cpu_times().idle - idle) / (time.monotonic() - began)
     await service.settle()
     events = load.rate * round(seconds) * scenario.events
     each = [(used - before[name]) / events * 1e3 for name, used in _used(bench, service).items()]
@@ -111,11 +111,6 @@ def _used(bench: Bench, service: Service) -> Mapping[str, float]:
     return service.cpu() | {
         name: cpu_seconds([pid]) for name, server in servers.items() if (pid := getattr(server, "pid", None))
     }
-
-
-def _idle() -> float:
-    """Seconds in which a core had nothing to do, of all cores together."""
-    return psutil.cpu_times().idle
 
 
 if __name__ == "__main__":
