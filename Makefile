@@ -45,7 +45,7 @@ check: $(INSTALLED)  ## Format, lint, types, import rules
 chaos: $(INSTALLED)  ## Break everything, from a seed, while clients work, and look for what went wrong (DURATION=900 SEED=…)
 	$(BIN)/python -m tests.chaos --duration $(DURATION) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench: $(INSTALLED)  ## Measure against floors and peers, into docs/benchmarks (ARGS="--quick", "--only 1,3"); needs wrk and Go
+bench: $(INSTALLED)  ## Measure against floors and peers, into docs/benchmarks (ARGS="--quick", "--only 1,3"); needs wrk, Go and Node
 	$(BIN)/python -m bench $(ARGS)
 
 fmt: $(INSTALLED)  ## Format the code, and mend what the linter can

@@ -30,6 +30,11 @@ def instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
+def _stored_instant(at: datetime) -> str:
+    """The same of a time in MongoDB: always UTC, whether it says so or not."""
+    return at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
 def outcome(of: Outcome) -> tuple[int, bytes]:
     """Status and body of a write's answer."""
     match of:
@@ -106,7 +111,7 @@ def project_episodes(documents: Sequence[Document], page: Page, total: int) -> b
     """One page of a project's list."""
     return encode(
         {
-            "episodes": [{**_described(document), **_times(document)} for document in documents],
+            "episodes": [_described(document) | _times(document) for document in documents],
             "page": page.number,
             "pageSize": page.size,
             "total": total,
@@ -115,7 +120,7 @@ def project_episodes(documents: Sequence[Document], page: Page, total: int) -> b
     )
 
 
-def _described(document: Document) -> Mapping[str, Any]:
+def _described(document: Document) -> dict[str, Any]:
     folder = document["folder"]
     return {
         "id": document["_id"],
@@ -128,8 +133,11 @@ def _described(document: Document) -> Mapping[str, Any]:
     }
 
 
-def _times(document: Document) -> Mapping[str, Any]:
-    return {"createdAt": instant(document["created_at"]), "updatedAt": instant(document["updated_at"])}
+def _times(document: Document) -> dict[str, Any]:
+    return {
+        "createdAt": _stored_instant(document["created_at"]),
+        "updatedAt": _stored_instant(document["updated_at"]),
+    }
 
 
 def tenant_episode(document: Document) -> bytes:
@@ -142,10 +150,10 @@ def tenant_episode(document: Document) -> bytes:
             "content": document["content"],
             "source": document["source"],
             "author": document["author"],
-            "timestamp": instant(document["timestamp"]),
+            "timestamp": _stored_instant(document["timestamp"]),
             "metadata": Raw(document["metadata"].encode()),
             "entities": [{key: entity[key] for key in ("id", "name", "type")} for entity in document["entities"]],
             "status": document["status"],
-            "created_at": instant(document["created_at"]),
+            "created_at": _stored_instant(document["created_at"]),
         }
     )

@@ -4,25 +4,23 @@ Paths are matched raw, so that ``%2F`` is part of a name and no border between t
 """
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 from urllib.parse import quote
 
 import msgspec
 import structlog
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import openapi
 from gateway.auth import Authenticator
 from gateway.dispatch import CommandTooLarge, Dispatcher, NoReply, OutcomeUnknown
 from gateway.entities import EntityExtractor, WordListExtractor
-from gateway.exchange import Bodies, json_answer
+from gateway.exchange import Bodies, json_answer, route
 from gateway.limits import Brake, ShareExceeded, TooMany
 from gateway.problems import ON_EVERY_ANSWER, Problem, invalid, new_request_id, rate_limited, render, unavailable
 from gateway.queries import PageTooLarge, ReadModels
@@ -37,6 +35,8 @@ from shared.errors import EpisodesError, Unavailable
 
 LONGEST_QUERY = 16 * 1024
 """Bytes: more than all parameters at their longest, and few enough to be parsed in no time."""
+
+_TOO_LONG = invalid(f"The query must be at most {LONGEST_QUERY} bytes")
 
 DOCUMENT = "/openapi.json"
 
@@ -67,20 +67,8 @@ def create_app(
     projects = ProjectRoutes(project_callers, bodies, writes, reads, patience=patience)
     extractor = extractor or WordListExtractor()
     batches = BatchRoutes(batch_callers, bodies, writes, reads, extractor=extractor, patience=patience)
-    handlers: dict[Any, Any] = {
-        EpisodesError: _answer_error,
-        Problem: _answer_problem,
-        HTTPException: _answer_http_exception,
-        ClientDisconnect: _answer_nobody,
-        Exception: _answer_bug,
-    }
-    app = Starlette(
-        routes=[*projects.routes(), *batches.routes(), *operations.routes(), *_pages()],
-        exception_handlers=handlers,
-    )
-    app.router.redirect_slashes = False
-    app.state.brake = Brake(settings.gateway_refusal_seconds)
-    return Edge(app, lifecycle)
+    routes = [*projects.routes(), *batches.routes(), *operations.routes(), *_pages()]
+    return Edge(routes, lifecycle, Brake(settings.gateway_refusal_seconds))
 
 
 def _pages() -> Sequence[Route]:
@@ -94,40 +82,79 @@ def _pages() -> Sequence[Route]:
     async def for_people(_: Request) -> Response:
         return Response(page.body, media_type="text/html")
 
-    return [Route(DOCUMENT, for_programs), Route("/docs", for_people)]
+    return [route(DOCUMENT, for_programs), route("/docs", for_people)]
 
 
 class Edge:
-    """Around every request: the raw path, an id, headers for browsers, the one log line for a bug, and good-bye."""
+    """Around every request: the raw path, an id, headers for browsers, answers to errors, and good-bye.
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
-        self._app = app
+    The only layer between server and routes. Starlette's application has three, and each costs every request something.
+    """
+
+    def __init__(self, routes: Sequence[Route], lifecycle: Lifecycle, brake: Brake) -> None:
+        self._routes = routes
+        self._router = Router(routes, redirect_slashes=False)
         self._lifecycle = lifecycle
+        self._brake = brake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._router(scope, receive, send)
             return
         request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
         raw_path: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         scope["path"] = raw_path.decode("latin-1")
+        scope["app"] = self  # inside an application Starlette's routes raise what they cannot serve
+        begun = False
 
         async def send_marked(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] += ((b"x-request-id", request_id.encode()), *ON_EVERY_ANSWER)
                 if self._lifecycle.stopping:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        if len(scope["query_string"]) > LONGEST_QUERY:
-            too_long = invalid(f"The query must be at most {LONGEST_QUERY} bytes")
-            await render(too_long, request_id)(scope, receive, send_marked)
-            return
         try:
-            await self._app(scope, receive, send_marked)
-        except Exception:  # noqa: BLE001 - answered by `_answer_bug` already; a request ends here, and that is reported
-            _log.exception("a bug", request_id=request_id, method=scope["method"], path=scope["path"])
+            if len(scope["query_string"]) > LONGEST_QUERY:
+                await render(_TOO_LONG, request_id)(scope, receive, send_marked)
+                return
+            await self._router(scope, receive, send_marked)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # noqa: BLE001 - a request ends here, and what is no answer is reported
+            problem = None if begun else self._problem_of(error, scope)
+            if problem is None:
+                _log.exception("a bug", request_id=request_id, method=scope["method"], path=scope["path"])
+                problem = Problem("internal_error", "Something went wrong here")
+            if not begun:
+                await self._brake_for(error, problem)
+                await render(problem, request_id)(scope, receive, send_marked)
+
+    async def _brake_for(self, error: Exception, problem: Problem) -> None:
+        if problem.code == "rate_limited" or isinstance(error, TooMany):
+            await self._brake.hold()
+
+    def _problem_of(self, error: Exception, scope: Scope) -> Problem | None:
+        """How an error is answered; None for a bug."""
+        match error:
+            case Problem():
+                return error
+            case EpisodesError():
+                return problem_of(error)
+            case HTTPException(status_code=404):
+                return Problem("not_found", "There is nothing at this path")
+            case HTTPException(status_code=405):
+                allowed = ", ".join(sorted(self._allowed(scope)))
+                return Problem("method_not_allowed", f"Only {allowed} can be done here", headers={"Allow": allowed})
+            case _:
+                return None
+
+    def _allowed(self, scope: Scope) -> set[str]:
+        """The methods of all routes at this path; each route knows its own only."""
+        there = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        return {method for route in there for method in route.methods or ()}
 
 
 def _request_id(scope: Scope) -> str:
@@ -139,8 +166,8 @@ def _request_id(scope: Scope) -> str:
     return new_request_id()
 
 
-def problem_of(error: EpisodesError) -> Problem:
-    """How an error of ours is answered: each type is one action."""
+def problem_of(error: EpisodesError) -> Problem | None:
+    """How an error of ours is answered: each type is one action. None for one that should not have come here."""
     match error:
         case OutcomeUnknown():
             return unavailable(str(error), members={"command_id": error.command_id})
@@ -153,47 +180,4 @@ def problem_of(error: EpisodesError) -> Problem:
         case CommandTooLarge() | PageTooLarge():
             return Problem("payload_too_large", str(error))
         case _:
-            raise error
-
-
-_Handler = Callable[[Request, Any], Awaitable[Response]]
-
-
-async def _answer_error(request: Request, error: EpisodesError) -> Response:
-    if isinstance(error, TooMany):
-        await request.app.state.brake.hold()
-    return await _answer_problem(request, problem_of(error))
-
-
-async def _answer_problem(request: Request, problem: Problem) -> Response:
-    if problem.code == "rate_limited":
-        await request.app.state.brake.hold()
-    return render(problem, request.state.request_id)
-
-
-async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    if error.status_code == 405:  # noqa: PLR2004 - the status
-        allowed = ", ".join(sorted(_allowed(request)))
-        problem = Problem("method_not_allowed", f"Only {allowed} can be done here", headers={"Allow": allowed})
-    elif error.status_code == 404:  # noqa: PLR2004 - the status
-        problem = Problem("not_found", "There is nothing at this path")
-    else:
-        raise error
-    return render(problem, request.state.request_id)
-
-
-def _allowed(request: Request) -> set[str]:
-    """The methods of all routes at this path; each route knows its own only."""
-    methods: set[str] = set()
-    for route in request.app.router.routes:
-        if route.matches(request.scope)[0] is not Match.NONE:
-            methods |= route.methods
-    return methods
-
-
-async def _answer_nobody(_request: Request, _error: ClientDisconnect) -> Response:
-    return Response(status_code=400)  # the client has gone: nobody gets this
-
-
-async def _answer_bug(request: Request, _error: Exception) -> Response:
-    return render(Problem("internal_error", "Something went wrong here"), request.state.request_id)
+            return None

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import bson
 import pymongo
 import structlog
+from bson.codec_options import CodecOptions
 from cachetools import LRUCache
 
 from gateway.paging import Slice
@@ -37,6 +39,8 @@ _AT_ONCE = 4
 """Queries of a kind. MongoDB sends at most 16 MiB at a time, so what they hold is bounded too."""
 _LARGE_AT_ONCE = 2
 _KNOWN_LARGE = 10_000
+_LISTED = ("name", "description", "tags", "status", "write_protected", "folder", "created_at", "updated_at")
+"""What lists show of an episode, beside its ``_id``."""
 _NOT_BUILT = "The read model is not built yet"
 _AWAY = "MongoDB does not answer"
 
@@ -64,7 +68,7 @@ class PageTooLarge(EpisodesError):
 
 
 class ReadModel(Protocol):
-    """One generation of the read models. Its documents are those of `shared.read_models`.
+    """One generation of the read models. Its documents are those of `shared.read_models`; their times are UTC, naive.
 
     Every method raises `Unavailable` when MongoDB does not answer.
     """
@@ -79,7 +83,7 @@ class ReadModel(Protocol):
         """The living episode of that name."""
 
     async def project_episodes(self, project_id: str, where: Slice) -> Sequence[Document]:
-        """Living episodes in the order of their making, without metadata.
+        """Living episodes in the order of their making, as far as lists show them: without metadata.
 
         Raises:
             PageTooLarge: they are too long.
@@ -184,20 +188,20 @@ class MongoReadModel:
 
     async def project_episodes(self, project_id: str, where: Slice) -> Sequence[Document]:
         living = {"project_id": project_id, "deleted": False, "ordinal": {"$gt": where.after}}
+        page = {"sort": [("ordinal", 1)], "skip": where.skip, "limit": where.limit}
         found: list[Document] = []
         left = LARGEST_PAGE
 
         def tell(document: Document) -> None:
             nonlocal left
-            left -= _length(document)
+            left -= len(document["description"] or "") + sum(map(len, document["tags"]))
             if left < 0:
                 raise PageTooLarge
             found.append(document)
 
-        cursor = self._episodes.find(living, {"metadata": False}).sort("ordinal", 1)
         async with _in_time(), self._pages:
             await self._wait_room(large=False)
-            await _read(cursor.skip(where.skip).limit(where.limit), tell)
+            await _read(self._episodes, living, tell, projection=_LISTED, **page)
         return found
 
     async def tenant_episode(self, tenant_id: str, episode_id: str) -> Document | None:
@@ -213,7 +217,7 @@ class _ById:
 
     async def load(self, ids: Sequence[str], tell: "Tell[str, Document]") -> None:
         query = {"_id": {"$in": [*ids]}}
-        await _read(self._collection.find(query), lambda document: tell(document["_id"], document))
+        await _read(self._collection, query, lambda document: tell(document["_id"], document))
 
 
 class _ByName:
@@ -234,7 +238,7 @@ class _ByName:
             for values, wanted in names.items()
         ]
         query = queries[0] if len(queries) == 1 else {"$or": queries}
-        await _read(self._collection.find(query), lambda document: tell(self._place(document), document))
+        await _read(self._collection, query, lambda document: tell(self._place(document), document))
 
     def _place(self, document: Document) -> _Place:
         return _Place(tuple(document[key] for key in self._among), document[self._name])
@@ -284,12 +288,22 @@ def _length(episode: Document) -> int:
     return sum(map(len, texts)) + sum(map(len, episode.get("tags", ())))
 
 
-async def _read(cursor: Any, tell: Callable[[Document], None]) -> None:
-    """Tell the documents as they come: many can be larger than memory."""
+_NAIVE: CodecOptions[Document] = CodecOptions(tz_aware=False)
+"""A time zone for every time takes longer than all else of a document."""
+
+
+async def _read(
+    collection: Collection, query: Mapping[str, Any], tell: Callable[[Document], None], **options: Any
+) -> None:
+    """Tell the documents as they come, as many at a time as MongoDB sends: all can be larger than memory.
+
+    Motor's own cursor hands them out one by one, which takes longer than decoding them.
+    """
     try:
         with translated(_AWAY), pymongo.timeout(QUERY_SECONDS):
-            async for document in cursor:
-                tell(document)
+            async for batch in collection.find_raw_batches(query, **options):
+                for document in bson.decode_all(batch, _NAIVE):
+                    tell(document)
     except Unavailable as error:
         raise Unavailable(_AWAY) from error  # addresses and the like are for the log and /readyz
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -250,6 +251,7 @@ async def _mend(
 def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """What the work comes to; or its error as one sentence, and status 1."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it says is in the error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it clears away what it spilled, as after Ctrl-C
     try:
         return asyncio.run(work())
     except RebuildFailed as error:

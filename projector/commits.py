@@ -118,9 +118,9 @@ class CommitSource:
             size = len(record.value or b"")
             try:
                 commit = self._reader.read(record.offset, record.value)
-            except PoisonRecord as error:
+            except (PoisonRecord, RecordsLost) as error:
                 where = f"{EVENTS}/{self._partition.partition}, offset {record.offset}"
-                self._end = End(record.offset, PoisonRecord(f"{where}: {error}"))
+                self._end = End(record.offset, type(error)(f"{where}: {error}"))
                 return
             if commit is not None:
                 self._ready.append((commit, self._unfinished + size))

@@ -35,7 +35,10 @@ class Checkpoint(Struct, frozen=True):
 
 
 class Overtaken(EpisodesError):
-    """Another projector moved the checkpoint: go on from where it is now."""
+    """What is stored is not what it was, because of another projector or a person: go on from what is there now."""
+
+    def __init__(self, reason: str = "another projector is ahead") -> None:
+        super().__init__(reason)
 
 
 class TooMuch(EpisodesError):
@@ -76,7 +79,8 @@ class DocumentStore(Protocol):
         """Write the documents and move the checkpoint from ``before`` to ``after``: both, or neither.
 
         Raises:
-            Overtaken: the checkpoint is not at ``before``, or documents were mended in place meanwhile.
+            Overtaken: the checkpoint is not at ``before``, documents were mended in place meanwhile, or one that is to
+                be replaced is gone.
             DocumentRefused: a document cannot be stored.
             TooMuch: the database would not take them all in one transaction.
             Unavailable: the database does not answer. It may have happened.

@@ -53,8 +53,8 @@ async def run(
                     status.partitions[partition] = Status.RUNNING
                     _log.info("partition runs", partition=partition, position=checkpoint.cursor.position)
                     await _follow(partition, source, documents, checkpoint.cursor, size)
-            except Overtaken:
-                _log.info("another projector is ahead", partition=partition)
+            except Overtaken as error:
+                _log.info("beginning anew from what is stored", partition=partition, reason=str(error))
             except _Smaller as error:
                 size.shrink(error.commits)
                 _log.info("going on in smaller batches", partition=partition, commits=size.most, reason=str(error))

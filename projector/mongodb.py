@@ -218,13 +218,12 @@ class MongoDocumentStore:
     async def checkpoint(self) -> Checkpoint:
         with translated("reading the checkpoint"):
             found = await _in_thread(self._threads, self._find_checkpoint)
-        if found is None:
-            return Checkpoint()
+        repairs = 0 if found is None else found.get(REPAIRS, 0)
         if self._repairs is None:
-            self._repairs = found.get(REPAIRS, 0)
-        elif self._repairs != found.get(REPAIRS, 0):
-            raise Overtaken
-        return checkpoint_in(found)
+            self._repairs = repairs
+        elif self._repairs != repairs:
+            raise Overtaken("documents were mended")
+        return Checkpoint() if found is None else checkpoint_in(found)
 
     def _find_checkpoint(self) -> Document | None:
         _see(self._reads, self._seen_at)
@@ -382,7 +381,7 @@ def _moving(move: Move) -> UpdateOne:
 def _miss(database: Any, session: ClientSession, name: str, changed: Mapping[str, Document]) -> None:
     wanted = {"_id": {"$in": [*changed]}}
     there = {found["_id"] for found in database[name].find(wanted, {"_id": True}, session=session)}
-    raise DocumentRefused(name, min(changed.keys() - there), "somebody removed it")
+    raise Overtaken(f"somebody removed {name}/{min(changed.keys() - there)}")
 
 
 def _is_small(writes: Writes) -> bool:

@@ -6,7 +6,7 @@ replayed, and each document's bytes are compared. Both sides go range by range o
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from bson import Int64
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 from msgspec import Struct
+from pymongo.errors import OperationFailure
 
 from projector.digests import Content, content_hash, digest, write_digest
 from projector.documents import Checkpoint, checkpoint_in
@@ -24,6 +25,7 @@ from projector.jobs import DIFFERENT, EXTRA, MISSING, Compared, compare_job, exp
 from projector.replay import Plan, Spilled
 from projector.views import INDEXES, Document, stream_of
 from projector.workers import Workers, open_workers
+from shared.errors import EpisodesError
 from shared.ids import StreamId
 from shared.kafka import describe_topic, ends, open_partition
 from shared.mongo import Client, Database, Session, generation_database, translated
@@ -36,6 +38,7 @@ EVENTS_PER_RANGE = 50_000
 _MOST_DETAILS = 1_000
 _LONGEST_VALUE = 200
 _TELL_SECONDS = 0.2
+_SNAPSHOT_TOO_OLD = 239
 _RAW: "CodecOptions[Any]" = CodecOptions(document_class=RawBSONDocument)
 
 Report = Callable[[str, int, int], None]
@@ -81,6 +84,16 @@ class Verdict(Struct, frozen=True):
         return not self.different and not self.findings
 
 
+class SnapshotTooOldError(EpisodesError):
+    """MongoDB no longer has the moment that is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "MongoDB keeps the past for too short a time to read all documents of one moment: set its parameter "
+            "minSnapshotHistoryWindowInSeconds (300 by default) to more, on every member, until this is done"
+        )
+
+
 async def verify(
     client: Client,
     kafka: KafkaSettings,
@@ -98,6 +111,7 @@ async def verify(
     Raises:
         PoisonRecord: the log holds what cannot be read or applied.
         RecordsLost: the log does not begin at its start any more.
+        SnapshotTooOldError: it took longer than MongoDB keeps the past.
         Unavailable: Kafka or MongoDB does not answer.
     """
     database: Database = client[generation_database(generation)]
@@ -199,7 +213,7 @@ async def watching(tell: Callable[[], None]) -> AsyncIterator[None]:
 
 
 async def _checkpoints(database: Database, session: Session) -> dict[int, Checkpoint]:
-    with translated("reading the checkpoints"):
+    with _reading("the checkpoints"):
         return {found["_id"]: checkpoint_in(found) async for found in database[CHECKPOINTS].find(session=session)}
 
 
@@ -215,7 +229,7 @@ async def _note_stored(
     with translated("counting the documents"):
         total = sum([await database[collection].estimated_document_count() for collection in collections])
     done = 0
-    with ExitStack() as opened, translated("reading the documents"):
+    with ExitStack() as opened, _reading("the documents"):
         files = [
             opened.enter_context(_stored_file(folder, number).open("wb", buffering=256 * 1024))
             for number in range(plan.ranges)
@@ -229,6 +243,17 @@ async def _note_stored(
                 if done % 1_000 == 0:
                     report("reading the documents", done, max(done, total))
                     await asyncio.sleep(0)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        with translated(f"reading {what}"):
+            yield
+    except OperationFailure as error:
+        if error.code != _SNAPSHOT_TOO_OLD:
+            raise
+        raise SnapshotTooOldError from error
 
 
 def _key(identity: object) -> str:
@@ -290,7 +315,7 @@ async def _expected(
 async def _detail(
     database: Database, session: Session, kind: str, collection: str, key: str, expected: Document | None
 ) -> Difference:
-    with translated("reading a document"):
+    with _reading("a document"):
         stored = await database[collection].find_one({"_id": key}, session=session)
     known = expected or stored or {}
     return Difference(

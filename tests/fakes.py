@@ -113,7 +113,7 @@ class InMemoryDocumentStore:
         for name, there in writes.changed.items():
             for key in there:
                 if (name, key) not in self._database.documents:
-                    raise DocumentRefused(name, key, "somebody removed it")
+                    raise Overtaken(f"somebody removed {name}/{key}")
         self._database.documents |= encoded
         self._database.checkpoints[self._partition] = after
 

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from gateway import answers
 from gateway.auth import Authenticator, Caller
 from gateway.entities import EntityExtractor
-from gateway.exchange import Bodies, path_text, read_options, request_hash, write_options
+from gateway.exchange import Bodies, path_text, read_options, request_hash, route, write_options
 from gateway.problems import Problem, invalid
 from gateway.queries import ReadModel
 from gateway.reads import Reads
@@ -44,8 +44,8 @@ class BatchRoutes:
 
     def routes(self) -> Sequence[Route]:
         return [
-            Route(EPISODES, self.record, methods=["POST"]),
-            Route(EPISODE, self.get, methods=["GET"]),
+            route(EPISODES, self.record, methods=["POST"]),
+            route(EPISODE, self.get, methods=["GET"]),
         ]
 
     async def record(self, request: Request) -> Response:

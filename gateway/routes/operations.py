@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.exchange import json_answer
+from gateway.exchange import json_answer, route
 from gateway.problems import invalid, unavailable
 
 HEALTHZ = "/healthz"
@@ -43,7 +43,7 @@ class OperationRoutes:
         }
 
     def routes(self) -> Sequence[Route]:
-        return [Route(HEALTHZ, self.healthz), Route(READYZ, self.readyz)]
+        return [route(HEALTHZ, self.healthz), route(READYZ, self.readyz)]
 
     async def healthz(self, _: Request) -> Response:
         return json_answer(msgspec.json.encode({"status": "alive"}))

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from gateway import answers
 from gateway.auth import Authenticator, Caller
-from gateway.exchange import Bodies, WriteOptions, path_name, read_options, request_hash, write_options
+from gateway.exchange import Bodies, WriteOptions, path_name, read_options, request_hash, route, write_options
 from gateway.paging import locate, parse_page
 from gateway.problems import Problem
 from gateway.queries import ReadModel
@@ -38,12 +38,12 @@ class ProjectRoutes:
 
     def routes(self) -> Sequence[Route]:
         return [
-            Route(EPISODES, self.upsert, methods=["POST"]),
-            Route(EPISODES, self.list, methods=["GET"]),
-            Route(EPISODE, self.get, methods=["GET"]),
-            Route(EPISODE, self.patch, methods=["PATCH"]),
-            Route(EPISODE, self.delete, methods=["DELETE"]),
-            Route(RESTORE, self.restore, methods=["POST"]),
+            route(EPISODES, self.upsert, methods=["POST"]),
+            route(EPISODES, self.list, methods=["GET"]),
+            route(EPISODE, self.get, methods=["GET"]),
+            route(EPISODE, self.patch, methods=["PATCH"]),
+            route(EPISODE, self.delete, methods=["DELETE"]),
+            route(RESTORE, self.restore, methods=["POST"]),
         ]
 
     async def upsert(self, request: Request) -> Response:

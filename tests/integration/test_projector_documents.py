@@ -131,6 +131,15 @@ async def test_a_batch_that_was_prepared_before_documents_were_mended_is_not_app
         assert await store.checkpoint() == Checkpoint(SECOND)
 
 
+async def test_documents_that_are_mended_after_the_first_batch_are_loaded_again(client: Client) -> None:
+    async with open_documents(client, GENERATION, 0) as store:
+        assert await store.checkpoint() == Checkpoint()
+        await store.apply(START, Checkpoint(FIRST), NOTHING)
+        await client[generation_database(GENERATION)][CHECKPOINTS].update_one({"_id": 0}, {"$inc": {REPAIRS: 1}})
+        with pytest.raises(Overtaken):
+            await store.checkpoint()
+
+
 @pytest.fixture
 async def several(client: Client) -> AsyncIterator[list[MongoDocumentStore]]:
     """The stores of three partitions in one process."""
@@ -189,7 +198,7 @@ async def test_nobody_is_kept_back_by_what_cannot_be_done_for_another(several: l
         several[0].apply(START, Checkpoint(FIRST), stream_of(0)), overtaken, return_exceptions=True
     )
     assert [type(one) for one in outcomes] == [type(None), Overtaken]
-    refused = several[2].apply(START, Checkpoint(FIRST), stream_of(2, event_id=2))
+    refused = several[2].apply(START, Checkpoint(FIRST), stream_of(0))
     outcomes = await asyncio.gather(
         several[1].apply(START, Checkpoint(FIRST), stream_of(1)), refused, return_exceptions=True
     )
