@@ -1,13 +1,18 @@
 """A projector that verifies by itself, in the background."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pymongo
 
-from tests.cluster import Cluster, throw_away_cluster
+from local.process import ROOT
+from tests.cluster import Cluster, throw_away_cluster, wait_until
 
 WITHIN = 60.0
 
@@ -27,7 +32,7 @@ def wait_verified(cluster: Cluster, met: Callable[[dict[str, Any]], bool]) -> di
     return found
 
 
-def test_a_projector_verifies_by_itself_and_shows_what_it_finds() -> None:
+def test_a_projector_verifies_by_itself_and_shows_what_it_finds(tmp_path: Path) -> None:
     with throw_away_cluster(settings={"PROJECTOR_VERIFY_EVERY": "0.5"}) as cluster:
         written = httpx.post(
             f"{cluster.url}/v1/episodes?wait=projected",
@@ -42,3 +47,16 @@ def test_a_projector_verifies_by_itself_and_shows_what_it_finds() -> None:
             client["episodes_g1"]["tenant_episodes"].delete_one({"_id": episode_id})
         found = wait_verified(cluster, lambda found: not found["good"])
         assert found["differences"] == [f"missing tenant_episodes/{episode_id}"]
+        leaves_nothing_behind_when_it_is_stopped(cluster, tmp_path)
+
+
+def leaves_nothing_behind_when_it_is_stopped(cluster: Cluster, folder: Path) -> None:
+    """A projector that ends stops the verification that it began with SIGTERM."""
+    argv = [sys.executable, "-m", "projector", "verify", "--workers", "1", "--folder", str(folder)]
+    env = {**os.environ, **cluster.env}
+    with subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: any(folder.iterdir()))
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, b"interrupted" in said) == (130, True)
+    assert not any(folder.iterdir())
