@@ -75,7 +75,7 @@ async def _measure(rows: Mapping[str, Row], options: Options, out: Path, *, keep
             broken = True
         for target in result.targets:
             say(f"  {target.number} {'met' if target.met else 'NOT MET'}: {target.what}: {target.measured}")
-        results["rows"][key] = report.row(result, load_before, time.monotonic() - began)
+        results["rows"][key] = report.row(result, machine["commit"], load_before, time.monotonic() - began)
         report.write(out, results)
     say(f"written to {out} after {(time.monotonic() - started) / 60:.0f} minutes")
     return broken

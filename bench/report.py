@@ -23,10 +23,11 @@ def load(folder: Path) -> dict[str, Any]:
     return rows
 
 
-def row(result: RowResult, load_before: Sequence[float], seconds: float) -> dict[str, Any]:
+def row(result: RowResult, commit: str, load_before: Sequence[float], seconds: float) -> dict[str, Any]:
     """A row as JSON has it."""
     return {
         **dataclasses.asdict(result),
+        "commit": commit,
         "load_average_before": [*load_before],
         "seconds": round(seconds, 1),
     }
@@ -50,7 +51,7 @@ def machine_lines(machine: Mapping[str, Any]) -> list[str]:
     lines = [
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}",
         f"- Load average at the start: {load}",
-        f"- {machine['date']}, commit {machine['commit']}",
+        f"- {machine['date']}",
         f"- Python {machine['python']}; {libraries}; Java: {machine['java']}; Node: {machine['node']}",
     ]
     for name in ("kafka", "mongodb"):
@@ -86,6 +87,8 @@ def _page(results: Mapping[str, Any], plots: Mapping[str, Sequence[str]]) -> str
     ]
     parts += [
         "",
+        "[limits.md](limits.md) is about those not met: where the time goes, what was tried, what the limit is.",
+        "",
         "## How to read it",
         "",
         "- Medians; least and most in brackets. A ratio is taken round by round, then its median.",
@@ -102,7 +105,7 @@ def _page(results: Mapping[str, Any], plots: Mapping[str, Sequence[str]]) -> str
         parts += ["", *(f"- {note}" for note in each["notes"])] if each["notes"] else []
         parts += ["", *(f"- *{name}*: {how}" for name, how in each["configuration"].items())]
         load = ", ".join(f"{value:.2f}" for value in each["load_average_before"])
-        parts += ["", f"Took {each['seconds']:.0f} s; load average before it: {load}."]
+        parts += ["", f"Commit {each['commit']}. Took {each['seconds']:.0f} s; load average before it: {load}."]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -2,23 +2,25 @@
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from bson import Int64, ObjectId
+from pymongo.errors import OperationFailure
 
 import projector.verify
 from projector.__main__ import _mend
 from projector.documents import Checkpoint
 from projector.jobs import DIFFERENT, EXTRA, MISSING
 from projector.repair import Repaired, _StreamFold, repair
-from projector.verify import Verdict
+from projector.verify import SnapshotTooOldError, Verdict
 from projector.views import INDEXES
 from shared.errors import EpisodesError
 from shared.events import ProjectCreated
 from shared.ids import namespace_stream
-from shared.mongo import Database
+from shared.mongo import Database, Session
 from shared.read_models import CHECKPOINTS
 from tests.event_log import NOON, PartitionLog
 from tests.read_models import ReadModels, until
@@ -425,3 +427,28 @@ async def test_a_log_that_cannot_be_read_is_one_sentence(models: ReadModels) -> 
     assert said.status == 1
     assert said.err.splitlines()[-1].startswith("python -m projector verify: episodes.events/0, offset ")
     assert "Traceback" not in said.err
+
+
+async def test_a_moment_that_mongodb_no_longer_has_is_told_with_what_to_do(
+    models: ReadModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await some_models(models, 20)
+    read = projector.verify._note_stored
+
+    async def read_too_late(database: Database, session: Session, *rest: Any) -> None:
+        with suppress(OperationFailure):  # it is gone
+            for _ in range(300):
+                await database[CHECKPOINTS].find_one({}, session=session)
+                await database["meanwhile"].insert_one({})
+                await asyncio.sleep(0.1)
+        await read(database, session, *rest)
+
+    monkeypatch.setattr(projector.verify, "_note_stored", read_too_late)
+    admin, parameter = models.client.admin, "minSnapshotHistoryWindowInSeconds"
+    usual = (await admin.command({"getParameter": 1, parameter: 1}))[parameter]
+    await admin.command({"setParameter": 1, parameter: 1})
+    try:
+        with pytest.raises(SnapshotTooOldError, match=parameter):
+            await models.verdict()
+    finally:
+        await admin.command({"setParameter": 1, parameter: usual})
