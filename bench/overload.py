@@ -3,11 +3,11 @@
     python -m bench.overload [--seconds 10] [--only slow]
 
 Starts its own servers and one gateway, ingestor and projector. Ten tenants write a little, ten times a second each,
-begun whether or not the requests before are answered. Beside them, one after the other: ten callers with ten times the
-connections that the service can use; one tenant who writes twenty times as often as each of the ten; one who sends all
-that it can; thousands of idle connections; heads and bodies that dribble in; readers who do not read. After each, the
-ten again with nobody else. Generators and servers share the machine's cores, so a part of what the ten notice is the
-generator's. Prints a table and JSON.
+begun whether or not the requests before are answered. Beside them, one after the other: processes that compute and ask
+for nothing; ten callers with ten times the connections that the service can use; one tenant who writes twenty times as
+often as each of the ten; one who sends all that it can; thousands of idle connections; heads and bodies that dribble
+in; readers who do not read. After each, the ten again with nobody else. Generators and servers share the machine's
+cores, so a part of what the ten notice is the generator's. Prints a table and JSON.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -150,6 +151,18 @@ async def twenty_times(measured: Measured) -> None:
     print(f"  it was answered {answers}, p50 {latency.p50 * 1000:.1f} ms, p99 {latency.p99 * 1000:.1f} ms")  # type: ignore[has-type]
 
 
+async def busy_cores(measured: Measured) -> None:
+    """No other caller at all, and as many processes that compute as there are cores: what is the machine's part."""
+    argv = (sys.executable, "-c", "while True: pass")
+    others = [await asyncio.create_subprocess_exec(*argv) for _ in range(psutil.cpu_count() or 1)]
+    try:
+        await measured.notice(f"{len(others)} processes that compute")
+    finally:
+        for other in others:
+            other.kill()
+            await other.wait()
+
+
 async def idle(measured: Measured) -> None:
     async with connections(measured.cluster.url, IDLE, b"") as open_ones:
         await measured.notice(f"{len(open_ones)} idle connections")
@@ -257,7 +270,7 @@ async def connections(url: str, number: int, first: bytes) -> AsyncIterator[list
             writer.transport.abort()
 
 
-SCENARIOS = (ten_times, twenty_times, one_of_them, idle, dribble, slow_readers)
+SCENARIOS = (busy_cores, ten_times, twenty_times, one_of_them, idle, dribble, slow_readers)
 
 
 async def main(seconds: float, only: str) -> None:
