@@ -97,21 +97,17 @@ def _changed(episode: EpisodeSnapshot) -> Mapping[str, Any]:
 
 def project_episode(document: Document) -> bytes:
     """One episode of a project, from the read model."""
-    return encode(
-        {
-            **_described(document),
-            "metadata": Raw(document["metadata"].encode()),
-            **_times(document),
-            "projectId": document["project_id"],
-        }
-    )
+    listed = _listed(document)
+    times = {key: listed.pop(key) for key in ("createdAt", "updatedAt")}
+    metadata = Raw(document["metadata"].encode())
+    return encode({**listed, "metadata": metadata, **times, "projectId": document["project_id"]})
 
 
 def project_episodes(documents: Sequence[Document], page: Page, total: int) -> bytes:
     """One page of a project's list."""
     return encode(
         {
-            "episodes": [_described(document) | _times(document) for document in documents],
+            "episodes": [_listed(document) for document in documents],
             "page": page.number,
             "pageSize": page.size,
             "total": total,
@@ -120,8 +116,9 @@ def project_episodes(documents: Sequence[Document], page: Page, total: int) -> b
     )
 
 
-def _described(document: Document) -> dict[str, Any]:
-    folder = document["folder"]
+def _listed(document: Document) -> dict[str, Any]:
+    folder, created, updated = document["folder"], document["created_at"], document["updated_at"]
+    created_at = _stored_instant(created)
     return {
         "id": document["_id"],
         "name": document["name"],
@@ -130,13 +127,8 @@ def _described(document: Document) -> dict[str, Any]:
         "status": document["status"],
         "writeProtected": document["write_protected"],
         "folderId": folder and folder["id"],
-    }
-
-
-def _times(document: Document) -> dict[str, Any]:
-    return {
-        "createdAt": _stored_instant(document["created_at"]),
-        "updatedAt": _stored_instant(document["updated_at"]),
+        "createdAt": created_at,
+        "updatedAt": created_at if updated == created else _stored_instant(updated),
     }
 
 

@@ -36,7 +36,8 @@ LARGEST_PAGE = 32 * 1024 * 1024
 _POINTER_SECONDS = 0.5
 _MERGED = 200
 _AT_ONCE = 4
-"""Queries of a kind. MongoDB sends at most 16 MiB at a time, so what they hold is bounded too."""
+"""Queries for episodes. MongoDB sends at most 16 MiB at a time, so what they hold is bounded too."""
+_PAGES_AT_ONCE = 8
 _LARGE_AT_ONCE = 2
 _KNOWN_LARGE = 10_000
 _LISTED = ("name", "description", "tags", "status", "write_protected", "folder", "created_at", "updated_at")
@@ -165,14 +166,14 @@ class MongoReadModel:
     def __init__(self, database: Database, wait_room: WaitRoom) -> None:
         self._episodes = database[PROJECT_EPISODES]
         self._wait_room = wait_room
-        self._pages = asyncio.Semaphore(_AT_ONCE)
+        self._pages = asyncio.Semaphore(_PAGES_AT_ONCE)
         large = asyncio.Semaphore(_LARGE_AT_ONCE)
         streams = _ById(database[STREAMS])
         projects = _ByName(database[PROJECTS], ("namespace",), "slug", {})
         project_episodes = _ByName(self._episodes, ("namespace", "project"), "name", {"deleted": False})
         tenant_episodes = _ById(database[TENANT_EPISODES])
-        self._stream = Merged(streams.load)
-        self._project = Merged(projects.load)
+        self._stream = Merged(streams.load, at_once=1)
+        self._project = Merged(projects.load, at_once=1)
         self._project_episode = Episodes(project_episodes, large, wait_room)
         self._tenant_episode = Episodes(tenant_episodes, large, wait_room)
 
@@ -318,7 +319,11 @@ async def _in_time() -> AsyncIterator[None]:
 
 
 class Merged(Generic[K, V]):
-    """Merges lookups into few: those of one loop tick, and those that come while enough queries are under way."""
+    """Merges lookups into few: those of one loop tick, and those that come while ``at_once`` queries are under way.
+
+    With one at a time a query asks for all that came during the one before, as a database's group commit does. Small
+    documents that every read asks for are best looked up so.
+    """
 
     def __init__(self, load: Load[K, V], *, most: int = _MERGED, at_once: int = _AT_ONCE) -> None:
         self._load = load
@@ -328,13 +333,13 @@ class Merged(Generic[K, V]):
         """What the next query will ask for, and who else waits for it."""
 
     async def get(self, key: K) -> V | None:
-        """The key's value. Who asks first asks for all who join before the query is sent."""
-        async with _in_time():
-            if self._open is None or len(self._open) >= self._most:
+        """The key's value. Who asks first asks for all who join before the query is sent, and has begun before them."""
+        if self._open is None or len(self._open) >= self._most:
+            async with _in_time():
                 return await self._lead(key)
-            answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
-            self._open.setdefault(key, []).append(answer)
-            return await answer
+        answer: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
+        self._open.setdefault(key, []).append(answer)
+        return await answer
 
     async def _lead(self, key: K) -> V | None:
         mine: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
