@@ -329,12 +329,13 @@ async def errors_and_pages(secured: Cluster, project: Project, tenant: Tenant) -
         ("PUT", "/v1/episodes", key, None),
         ("GET", "/nowhere?secret-query", token, None),
     ]
-    answers = []
     async with httpx.AsyncClient(base_url=secured.url, timeout=30, trust_env=False) as client:
-        for method, target, credentials, body in requests:
-            answer = await client.request(method, target, json=body, headers={"Authorization": f"Bearer {credentials}"})
-            if not answer.is_success:
-                answers.append(f"{answer.headers} {answer.text}")
+
+        async def ask(method: str, target: str, credentials: str, body: Any) -> httpx.Response:
+            return await client.request(method, target, json=body, headers={"Authorization": f"Bearer {credentials}"})
+
+        given = await asyncio.gather(*(ask(*request) for request in requests))
+        answers = [f"{answer.headers} {answer.text}" for answer in given if not answer.is_success]
         pages = ["/healthz", "/readyz", "/openapi.json", "/docs"]
         pages += [secured.url_of(name) + page for name in ("ingestor", "projector") for page in ("/healthz", "/readyz")]
         answers += [(await client.get(page)).text for page in pages]
