@@ -128,6 +128,7 @@ class Edge:
             if problem is None:
                 _log.exception("a bug", request_id=request_id, method=scope["method"], path=scope["path"])
                 problem = Problem("internal_error", "Something went wrong here")
+            error.__traceback__ = None  # its frames hold the body, and this one holds it
             if not begun:
                 await self._brake_for(error, problem)
                 await render(problem, request_id)(scope, receive, send_marked)

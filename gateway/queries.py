@@ -38,6 +38,8 @@ _MERGED = 200
 _AT_ONCE = 4
 """Queries for episodes. MongoDB sends at most 16 MiB at a time, so what they hold is bounded too."""
 _PAGES_AT_ONCE = 8
+_SLOW_SECONDS = 0.05
+"""For a lookup of small documents, of which one is under way at a time."""
 _LARGE_AT_ONCE = 2
 _KNOWN_LARGE = 10_000
 _LISTED = ("name", "description", "tags", "status", "write_protected", "folder", "created_at", "updated_at")
@@ -172,8 +174,8 @@ class MongoReadModel:
         projects = _ByName(database[PROJECTS], ("namespace",), "slug", {})
         project_episodes = _ByName(self._episodes, ("namespace", "project"), "name", {"deleted": False})
         tenant_episodes = _ById(database[TENANT_EPISODES])
-        self._stream = Merged(streams.load, at_once=1)
-        self._project = Merged(projects.load, at_once=1)
+        self._stream = Merged(streams.load, at_once=1, patience=_SLOW_SECONDS)
+        self._project = Merged(projects.load, at_once=1, patience=_SLOW_SECONDS)
         self._project_episode = Episodes(project_episodes, large, wait_room)
         self._tenant_episode = Episodes(tenant_episodes, large, wait_room)
 
@@ -305,6 +307,7 @@ async def _read(
             async for batch in collection.find_raw_batches(query, **options):
                 for document in bson.decode_all(batch, _NAIVE):
                     tell(document)
+                del batch  # before the next one comes
     except Unavailable as error:
         raise Unavailable(_AWAY) from error  # addresses and the like are for the log and /readyz
 
@@ -322,13 +325,17 @@ class Merged(Generic[K, V]):
     """Merges lookups into few: those of one loop tick, and those that come while ``at_once`` queries are under way.
 
     With one at a time a query asks for all that came during the one before, as a database's group commit does. Small
-    documents that every read asks for are best looked up so.
+    documents that every read asks for are best looked up so, with ``patience``: after so many seconds a query no longer
+    keeps the next one waiting.
     """
 
-    def __init__(self, load: Load[K, V], *, most: int = _MERGED, at_once: int = _AT_ONCE) -> None:
+    def __init__(
+        self, load: Load[K, V], *, most: int = _MERGED, at_once: int = _AT_ONCE, patience: float | None = None
+    ) -> None:
         self._load = load
         self._most = most
         self._turns = asyncio.Semaphore(at_once)
+        self._patience = patience
         self._open: dict[K, list[asyncio.Future[V | None]]] | None = None
         """What the next query will ask for, and who else waits for it."""
 
@@ -352,7 +359,7 @@ class Merged(Generic[K, V]):
                     answer.set_result(value)
 
         try:
-            async with self._turns:
+            async with self._turn():
                 await asyncio.sleep(0)
                 self._close(joined)
                 await self._load(tuple(joined), tell)
@@ -366,6 +373,26 @@ class Merged(Generic[K, V]):
         for answer in _unanswered(joined):
             answer.set_result(None)
         return mine.result()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """It is over with the query, or with our patience."""
+        await self._turns.acquire()
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            if not over:
+                over = True
+                self._turns.release()
+
+        patience = None if self._patience is None else asyncio.get_running_loop().call_later(self._patience, end)
+        try:
+            yield
+        finally:
+            if patience is not None:
+                patience.cancel()
+            end()
 
     def _close(self, joined: dict[K, list[asyncio.Future[V | None]]]) -> None:
         if self._open is joined:

@@ -251,7 +251,9 @@ async def _mend(
 def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """What the work comes to; or its error as one sentence, and status 1."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it says is in the error
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it clears away what it spilled, as after Ctrl-C
+    # SIGTERM is Ctrl-C: what was spilled is cleared away. A shell's `&` has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         return asyncio.run(work())
     except RebuildFailed as error:

@@ -54,7 +54,7 @@ async def run(
                     _log.info("partition runs", partition=partition, position=checkpoint.cursor.position)
                     await _follow(partition, source, documents, checkpoint.cursor, size)
             except Overtaken as error:
-                _log.info("beginning anew from what is stored", partition=partition, reason=str(error))
+                _log.warning("beginning anew from what is stored", partition=partition, reason=str(error))
             except _Smaller as error:
                 size.shrink(error.commits)
                 _log.info("going on in smaller batches", partition=partition, commits=size.most, reason=str(error))

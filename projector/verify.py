@@ -315,8 +315,11 @@ async def _expected(
 async def _detail(
     database: Database, session: Session, kind: str, collection: str, key: str, expected: Document | None
 ) -> Difference:
-    with _reading("a document"):
-        stored = await database[collection].find_one({"_id": key}, session=session)
+    try:
+        with _reading("a document"):
+            stored = await database[collection].find_one({"_id": key}, session=session)
+    except SnapshotTooOldError:
+        return Difference(kind, collection, key, stream_of(collection, expected) if expected else None)
     known = expected or stored or {}
     return Difference(
         kind,

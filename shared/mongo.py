@@ -1,8 +1,19 @@
 """MongoDB through Motor and PyMongo, in this one module, and MongoDB's errors in our words."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+
+from pymongo import MongoClient, WriteConcern
+from pymongo.errors import ConfigurationError, ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from shared.errors import Unavailable
+from shared.settings import MongoSettings
+
+# Read by Motor when it is imported. Its own five threads a core would let slow reads keep all others waiting.
+os.environ.setdefault("MOTOR_MAX_WORKERS", "32")
 
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
@@ -10,12 +21,6 @@ from motor.motor_asyncio import (
     AsyncIOMotorCollection,
     AsyncIOMotorDatabase,
 )
-from pymongo import MongoClient, WriteConcern
-from pymongo.errors import ConfigurationError, ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError
-from pymongo.read_concern import ReadConcern
-
-from shared.errors import Unavailable
-from shared.settings import MongoSettings
 
 Document = dict[str, Any]
 Client = AsyncIOMotorClient[Document]

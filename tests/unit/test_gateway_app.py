@@ -1,5 +1,6 @@
 """The application on fakes: routing, error answers, headers; every answer is held against the OpenAPI document."""
 
+import gc
 import json
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from structlog.testing import capture_logs
 from gateway import openapi
 from gateway.dispatch import CommandTooLarge, NoReply, OutcomeUnknown
 from gateway.exchange import MAX_BODY_BYTES
+from gateway.problems import Problem
 from shared.commands import DeleteEpisode, PatchEpisode, RecordEpisodes, RestoreEpisode, UpsertEpisode
 from shared.errors import Unavailable
 from shared.ids import CommandId, EventId, StreamId, namespace_stream, tenant_stream
@@ -603,3 +605,18 @@ async def test_the_document_knows_every_route_and_no_others() -> None:
         methods = {method.upper() for method in item if method != "parameters"}
         allowed = (await gateway.ask("TRACE", path)).headers["allow"]
         assert {*allowed.split(", ")} - {"HEAD"} == methods
+
+
+async def test_what_is_refused_leaves_nothing_behind(gateway: Gateway) -> None:
+    before = problems()
+    gc.disable()  # nobody clears cycles away
+    try:
+        problem(await gateway.ask("POST", EPISODES, json={"name": 1}), 400, "validation_error")
+        assert problems() == before
+    finally:
+        gc.enable()
+
+
+def problems() -> list[int]:
+    """Which errors of ours there are."""
+    return [id(one) for one in gc.get_objects() if isinstance(one, Problem)]

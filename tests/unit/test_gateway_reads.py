@@ -105,12 +105,19 @@ class Loaded:
     def __init__(self, *, at_once: bool = True) -> None:
         self.asked: list[tuple[int, ...]] = []
         self.go_on = asyncio.Event()
+        self._asked = asyncio.Event()
         self.error: Exception | None = None
         if at_once:
             self.go_on.set()
 
+    async def asked_for(self, times: int) -> None:
+        while len(self.asked) < times:
+            self._asked.clear()
+            await self._asked.wait()
+
     async def __call__(self, keys: Sequence[int], tell: Callable[[int, str], None]) -> None:
         self.asked.append(tuple(keys))
+        self._asked.set()
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
@@ -183,3 +190,17 @@ async def test_who_joined_can_leave() -> None:
     joins.cancel()
     load.go_on.set()
     assert await leads == "1"
+
+
+async def test_a_query_that_hangs_keeps_only_those_waiting_who_joined_it() -> None:
+    load = Loaded(at_once=False)
+    merged = Merged(load, at_once=1, patience=0.01)
+    hanging = asyncio.ensure_future(merged.get(1))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    next_one = asyncio.ensure_future(merged.get(2))
+    async with asyncio.timeout(10):
+        await load.asked_for(2)
+    assert not hanging.done()
+    load.go_on.set()
+    assert await asyncio.gather(hanging, next_one) == ["1", "2"]
