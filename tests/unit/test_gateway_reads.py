@@ -203,4 +203,4 @@ async def test_a_query_that_hangs_keeps_only_those_waiting_who_joined_it() -> No
         await load.asked_for(2)
     assert not hanging.done()
     load.go_on.set()
-    assert await asyncio.gather(hanging, next_one) == ["1", "2"]
+    assert (await hanging, await next_one) == ("1", "2")
