@@ -391,8 +391,8 @@ BUGS: Sequence[Bug] = (
         name="list-in-order-of-change",
         sentence="Lists episodes in the order of their last changes.",
         file="gateway/queries.py",
-        old='.sort("ordinal", 1)',
-        new='.sort("event_id", 1)',
+        old='"sort": [("ordinal", 1)]',
+        new='"sort": [("event_id", 1)]',
         findings=("page",),
     ),
     Bug(
