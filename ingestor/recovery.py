@@ -1,6 +1,5 @@
 """The log folded into the stored state, from where that is up to our fence, before a tenure begins."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from ingestor.domain.judgement import relearn, relearn_note
 from ingestor.domain.state import Overlay
 from ingestor.reading import SILENCE_SECONDS, next_records
-from ingestor.snapshots import Snapshots
+from ingestor.snapshots import Snapshots, to_its_end
 from ingestor.state import Checkpoint, StateStore
 from shared.codec import decode_record
 from shared.errors import PoisonRecord, RecordsLost
@@ -101,9 +100,9 @@ async def recover(
                     break
             progress.at(next_offset, recovery.events)
             if unflushed_records >= _CHUNK_RECORDS or unflushed_bytes >= _CHUNK_BYTES:
-                await asyncio.to_thread(recovery.flush)
+                await to_its_end(recovery.flush)
                 unflushed_records, unflushed_bytes = 0, 0
-        await asyncio.to_thread(recovery.flush)
+        await to_its_end(recovery.flush)
     if recovery.checkpoint.nonce != fence.nonce:
         raise RecordsLost(f"{EVENTS}/{partition} lost the fence that was written at offset {fence_offset}")
     progress.end(next_offset, recovery.events)

@@ -5,11 +5,13 @@ together, or not to this log, is left alone with a warning: the log makes the st
 """
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import cramjam
 import msgspec
@@ -26,6 +28,8 @@ KEPT = 2
 _LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 60.0
 _MANIFEST = ".json"
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +83,7 @@ class Snapshots:
         """
         async with _scratch(state.scratch) as folder:
             exported, packed, listed = folder / "state", folder / "packed", folder / "manifest"
-            checkpoint = await _to_its_end(state.export, exported)
+            checkpoint = await to_its_end(state.export, exported)
             size, sha256 = await asyncio.to_thread(_pack, exported, packed)
             name = _name(checkpoint)
             manifest = Manifest(FORMAT, partition, checkpoint, f"{name}.state", size, sha256)
@@ -211,13 +215,16 @@ async def _scratch(place: Path) -> AsyncIterator[Path]:
         raise Unavailable(f"the disk of the state: {error}") from error
 
 
-async def _to_its_end(export: Callable[[Path], Checkpoint], file: Path) -> Checkpoint:
+async def to_its_end(work: Callable[..., T], *arguments: Any) -> T:
     """Run in a thread, and wait for it also when cancelled: the state must not be closed meanwhile."""
-    exporting = asyncio.ensure_future(asyncio.to_thread(export, file))
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
-        return await asyncio.shield(exporting)
+        return await asyncio.shield(working)
     except asyncio.CancelledError:
-        await asyncio.wait([exporting])
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
+        working.exception()  # it was looked at
         raise
 
 

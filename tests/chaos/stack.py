@@ -412,6 +412,7 @@ class ChaosStack:
             "JWT_SECRET": JWT_SECRET,
             "API_KEYS": api_keys_setting({API_KEY: ["*"]}),
             "INGESTOR_STATE_DIR": str(self.state_folder(name)),
+            "PYTHONFAULTHANDLER": "1",  # SIGABRT shows where it is
             **self.layout.settings,
         }
         if FAKETIME is not None:

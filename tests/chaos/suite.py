@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from tests.chaos.workload import run_workload, settle
 
 _WARM_UP = 2.0
 _READY_SECONDS = 120.0
+_LAST_WORDS_SECONDS = 2.0
 
 
 def tell(line: str) -> None:
@@ -131,11 +133,15 @@ async def _settled(stack: ChaosStack, canary: Canary, history: History) -> list[
     findings = []
     try:
         await canary.wait_service(time.monotonic(), within=_READY_SECONDS)
-        for process in stack.processes.values():
-            await asyncio.to_thread(process.wait_ready, _READY_SECONDS)
     except NoService as error:
         findings.append(Finding("no_service", f"when all faults had ended: {error}"))
-    except NotReadyError as error:
-        findings.append(Finding("not_ready", f"when all faults had ended: {error}"))
+    for process in stack.processes.values():
+        try:
+            await asyncio.to_thread(process.wait_ready, _READY_SECONDS)
+        except NotReadyError as error:
+            process.signal(signal.SIGABRT)
+            await asyncio.sleep(_LAST_WORDS_SECONDS)
+            where = process.log_tail(80)
+            findings.append(Finding("not_ready", f"when all faults had ended: {error}\nWhere it was: {where}"))
     await settle(stack, history)
     return findings

@@ -14,7 +14,7 @@ from ingestor import snapshots as module
 from ingestor.domain.state import Key, Value, item_key
 from ingestor.domain.state import RecordedItem as Item
 from ingestor.snapshot_store import FolderSnapshotStore
-from ingestor.snapshots import Manifest, Snapshots
+from ingestor.snapshots import Manifest, Snapshots, to_its_end
 from ingestor.state import Checkpoint
 from shared.errors import Unavailable
 from shared.ids import EventId, Position, StreamId
@@ -296,3 +296,21 @@ async def test_the_state_is_not_closed_while_it_is_exported(place: Place, scratc
     await asyncio.wait([writing])
     assert writing.cancelled()
     assert not place.files
+
+
+async def test_who_is_cancelled_waits_until_the_thread_is_done_with_the_state() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    task = asyncio.ensure_future(to_its_end(work))
+    await asyncio.to_thread(begun.wait, 10)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
