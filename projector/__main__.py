@@ -251,9 +251,7 @@ async def _mend(
 def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """What the work comes to; or its error as one sentence, and status 1."""
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it says is in the error
-    # SIGTERM is Ctrl-C: what was spilled is cleared away. A shell's `&` has SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    _take_sigterm_for_ctrl_c()
     try:
         return asyncio.run(work())
     except RebuildFailed as error:
@@ -269,9 +267,16 @@ def _ask(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     raise typer.Exit(1)
 
 
+def _take_sigterm_for_ctrl_c() -> None:
+    """Have what was spilled cleared away. A shell's ``&`` has SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 @contextmanager
 def _spilling_to(folder: Path | None) -> Iterator[Path]:
     """An empty folder to spill to, in ``folder`` if one is given, until this is over."""
+    _take_sigterm_for_ctrl_c()
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="episodes-replay-", dir=folder, ignore_cleanup_errors=True) as made:

@@ -55,7 +55,7 @@ def leaves_nothing_behind_when_it_is_stopped(cluster: Cluster, folder: Path) -> 
     argv = [sys.executable, "-m", "projector", "verify", "--workers", "1", "--folder", str(folder)]
     env = {**os.environ, **cluster.env}
     with subprocess.Popen(argv, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        wait_until(lambda: any(folder.iterdir()))
+        wait_until(lambda: any(folder.glob("*/*")))  # it has begun to spill
         process.terminate()
         _, said = process.communicate(timeout=30)
     assert (process.returncode, b"interrupted" in said) == (130, True)
