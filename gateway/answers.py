@@ -5,6 +5,7 @@ Metadata is JSON text all the way and is spliced in unread.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, assert_never
 
 import msgspec
@@ -30,8 +31,9 @@ def instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
+@lru_cache(10_000)
 def _stored_instant(at: datetime) -> str:
-    """The same of a time in MongoDB: always UTC, whether it says so or not."""
+    """The same of a time in MongoDB: always UTC, whether it says so or not. Lists are read again and again."""
     return at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 

@@ -32,7 +32,7 @@ QUERY_SECONDS = 2.0
 LARGE = 64 * 1024
 """Bytes of an episode that is not read together with others."""
 LARGEST_PAGE = 32 * 1024 * 1024
-"""Characters of descriptions and tags in one page of a list."""
+"""Bytes of the episodes in one page of a list, as MongoDB sends them."""
 _POINTER_SECONDS = 0.5
 _MERGED = 200
 _AT_ONCE = 4
@@ -67,7 +67,7 @@ class PageTooLarge(EpisodesError):
     """The page of a list holds more than an answer may."""
 
     def __init__(self) -> None:
-        super().__init__(f"This page holds more than {LARGEST_PAGE} characters: ask for a smaller pageSize")
+        super().__init__(f"This page holds more than {LARGEST_PAGE} bytes: ask for a smaller pageSize")
 
 
 class ReadModel(Protocol):
@@ -195,16 +195,16 @@ class MongoReadModel:
         found: list[Document] = []
         left = LARGEST_PAGE
 
-        def tell(document: Document) -> None:
+        def take(batch: bytes) -> None:
             nonlocal left
-            left -= len(document["description"] or "") + sum(map(len, document["tags"]))
+            left -= len(batch)
             if left < 0:
                 raise PageTooLarge
-            found.append(document)
+            found.extend(bson.decode_all(batch, _NAIVE))
 
         async with _in_time(), self._pages:
             await self._wait_room(large=False)
-            await _read(self._episodes, living, tell, projection=_LISTED, **page)
+            await _read(self._episodes, living, take, projection=_LISTED, **page)
         return found
 
     async def tenant_episode(self, tenant_id: str, episode_id: str) -> Document | None:
@@ -220,7 +220,7 @@ class _ById:
 
     async def load(self, ids: Sequence[str], tell: "Tell[str, Document]") -> None:
         query = {"_id": {"$in": [*ids]}}
-        await _read(self._collection, query, lambda document: tell(document["_id"], document))
+        await _read(self._collection, query, _each(lambda document: tell(document["_id"], document)))
 
 
 class _ByName:
@@ -241,7 +241,7 @@ class _ByName:
             for values, wanted in names.items()
         ]
         query = queries[0] if len(queries) == 1 else {"$or": queries}
-        await _read(self._collection, query, lambda document: tell(self._place(document), document))
+        await _read(self._collection, query, _each(lambda document: tell(self._place(document), document)))
 
     def _place(self, document: Document) -> _Place:
         return _Place(tuple(document[key] for key in self._among), document[self._name])
@@ -296,20 +296,29 @@ _NAIVE: CodecOptions[Document] = CodecOptions(tz_aware=False)
 
 
 async def _read(
-    collection: Collection, query: Mapping[str, Any], tell: Callable[[Document], None], **options: Any
+    collection: Collection, query: Mapping[str, Any], take: Callable[[bytes], None], **options: Any
 ) -> None:
-    """Tell the documents as they come, as many at a time as MongoDB sends: all can be larger than memory.
+    """Hand on what MongoDB sends, still encoded, as it comes: all can be larger than memory.
 
-    Motor's own cursor hands them out one by one, which takes longer than decoding them.
+    Motor's own cursor hands documents out one by one, which takes longer than decoding them.
     """
     try:
         with translated(_AWAY), pymongo.timeout(QUERY_SECONDS):
             async for batch in collection.find_raw_batches(query, **options):
-                for document in bson.decode_all(batch, _NAIVE):
-                    tell(document)
+                take(batch)
                 del batch  # before the next one comes
     except Unavailable as error:
         raise Unavailable(_AWAY) from error  # addresses and the like are for the log and /readyz
+
+
+def _each(tell: Callable[[Document], None]) -> Callable[[bytes], None]:
+    """Tells the documents of each batch one by one."""
+
+    def take(batch: bytes) -> None:
+        for document in bson.decode_all(batch, _NAIVE):
+            tell(document)
+
+    return take
 
 
 @asynccontextmanager

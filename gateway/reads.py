@@ -18,8 +18,9 @@ REMEMBERED_WAIT = 1.0
 """How long a read waits, by itself, for the last that this gateway acknowledged or let others read of its stream."""
 PROJECTED_WAIT = 10.0
 """How long a write with ``?wait=projected`` waits."""
-_FIRST_PAUSE = 0.005
-_LONGEST_PAUSE = 0.05
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
+_PAUSE = 0.25
+"""Of the time waited so far: by so much of it a wait may be longer than it had to be."""
 
 
 class Reads:
@@ -86,13 +87,12 @@ class Reads:
 
     async def _wait_event_id(self, stream: StreamId, target: int, seconds: float) -> tuple[ReadModel, EventId]:
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        pause = _FIRST_PAUSE
+        began = loop.time()
         while True:
             model = self._read_models.current()
             event_id = await model.event_id(stream)
-            left = until - loop.time()
-            if event_id >= target or left <= 0:
+            waited = loop.time() - began
+            if event_id >= target or waited >= seconds:
                 return model, event_id
-            await asyncio.sleep(min(pause, left))
-            pause = min(1.5 * pause, _LONGEST_PAUSE)
+            pause = min(max(_PAUSE * waited, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            await asyncio.sleep(min(pause, seconds - waited))

@@ -1,13 +1,18 @@
 """Waiting for the read model, merging lookups, and limits."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
+import bson
 import pytest
 
+import gateway.queries
 from gateway.exchange import ReadOptions
+from gateway.paging import Slice
 from gateway.problems import Problem
-from gateway.queries import Merged, ReadModel
+from gateway.queries import Merged, MongoReadModel, PageTooLarge, ReadModel
 from gateway.reads import Reads
 from shared.errors import Unavailable
 from shared.ids import EventId, StreamId
@@ -204,3 +209,28 @@ async def test_a_query_that_hangs_keeps_only_those_waiting_who_joined_it() -> No
     assert not hanging.done()
     load.go_on.set()
     assert (await hanging, await next_one) == ("1", "2")
+
+
+class Sent:
+    """A collection that sends the same batches of documents, whatever is asked."""
+
+    def __init__(self, *batches: Sequence[int]) -> None:
+        self.batches = [b"".join(bson.encode({"_id": number}) for number in batch) for batch in batches]
+
+    async def find_raw_batches(self, *_: Any, **__: Any) -> AsyncIterator[bytes]:
+        for batch in self.batches:
+            yield batch
+
+
+async def test_a_page_holds_what_mongodb_sends_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def room(*, large: bool) -> None:
+        assert not large
+
+    sent = Sent([1, 2], [3])
+    database: Any = defaultdict(lambda: sent)
+    model = MongoReadModel(database, room)
+    monkeypatch.setattr(gateway.queries, "LARGEST_PAGE", sum(map(len, sent.batches)))
+    assert [found["_id"] for found in await model.project_episodes("p", Slice(0, 0, 50))] == [1, 2, 3]
+    monkeypatch.setattr(gateway.queries, "LARGEST_PAGE", sum(map(len, sent.batches)) - 1)
+    with pytest.raises(PageTooLarge):
+        await model.project_episodes("p", Slice(0, 0, 50))
