@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+import aiokafka.conn
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
@@ -42,6 +43,22 @@ _STOP_SECONDS = 5.0
 _log = structlog.get_logger(__name__)
 
 _BUGS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTopicError)
+
+
+class _Connection(aiokafka.conn.AIOKafkaConnection):  # type: ignore[misc]  # aiokafka has no types
+    """One that knows how uvloop tells that a connection is lost: by a RuntimeError for the next write to it.
+
+    aiokafka takes that for a bug, until it has noticed the loss itself: the task that keeps its metadata up to date
+    ends for good, and requests fail with what says nothing (https://github.com/aio-libs/aiokafka/issues/1038).
+    """
+
+    def send(self, request: Any, expect_response: bool = True) -> Any:  # noqa: FBT001, FBT002 - aiokafka's signature
+        if self._writer is not None and self._writer.is_closing():
+            self.close(reason=aiokafka.conn.CloseReason.CONNECTION_BROKEN)
+        return super().send(request, expect_response)
+
+
+aiokafka.conn.AIOKafkaConnection = _Connection
 
 
 @lru_cache(4096)

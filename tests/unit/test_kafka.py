@@ -5,8 +5,11 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import aiokafka.conn
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.admin import ApiVersionRequest
 from structlog.testing import capture_logs
 
 from shared.kafka import ends, open_partition, open_producer
@@ -105,3 +108,26 @@ class StoppingProducer(Stopping):
         self.client = Part()
         self._sender = SimpleNamespace(sender_task=None)
         self._message_accumulator = SimpleNamespace(_pending_batches=set(), _batches={}, fail_all=lambda _: None)
+
+
+async def test_a_request_on_a_connection_that_was_lost_says_so() -> None:
+    asked = asyncio.Event()
+
+    class Broker(asyncio.Protocol):
+        """Never answers."""
+
+        def data_received(self, data: bytes) -> None:
+            asked.set()
+
+    async with await asyncio.get_running_loop().create_server(Broker, "127.0.0.1", 0) as server:
+        connection = aiokafka.conn.AIOKafkaConnection("127.0.0.1", server.sockets[0].getsockname()[1])
+        connecting = asyncio.create_task(connection.connect())
+        await asked.wait()
+        connection._writer.transport.abort()
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="is closed"):  # aiokafka has not noticed it yet
+            connection._writer.write(b"")
+        with pytest.raises(KafkaConnectionError):
+            connection.send(ApiVersionRequest())
+        with pytest.raises(KafkaConnectionError):
+            await connecting
