@@ -8,11 +8,9 @@ is acknowledged goes on waiting, for the next connection reads the replies from 
 import asyncio
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -25,7 +23,16 @@ from shared.codec import decode_receipt, encode_command
 from shared.commands import CORRELATION_ID, REPLY_PARTITION, TRACEPARENT, Command
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
 from shared.ids import CommandId
-from shared.kafka import REQUEST_TIMEOUT_MS, client_options, open_partition, open_producer, partition_of, translated
+from shared.kafka import (
+    REQUEST_TIMEOUT_MS,
+    Pulse,
+    open_client,
+    open_partition,
+    open_producer,
+    partition_of,
+    partitions_of,
+    translated,
+)
 from shared.receipts import Receipt
 from shared.settings import COMMANDS, MAX_COMMAND_BYTES, REPLIES, KafkaSettings
 from shared.supervisor import backoff, error_of
@@ -220,7 +227,9 @@ class KafkaDispatcher:
     async def _stay_connected(self) -> None:
         """Connect, and return once that is over."""
         try:
-            async with _open_client(self._kafka) as client, open_producer(self._kafka) as producer:
+            # A connection of its own, so that no large record delays the question whether Kafka answers.
+            asking = open_client(self._kafka, COMMANDS, timeout_ms=_BROKER_TIMEOUT_MS)
+            async with asking as client, open_producer(self._kafka) as producer:
                 partitions = await self._look_up_partitions(producer)
                 async with open_partition(self._kafka, REPLIES, self._reply_partition) as consumer:
                     await self._position(consumer)
@@ -240,10 +249,8 @@ class KafkaDispatcher:
 
     async def _look_up_partitions(self, producer: AIOKafkaProducer) -> int:
         """How many the commands have. Of those of the replies, one becomes ours."""
-        with translated("looking up the topics"):
-            partitions = len(await producer.partitions_for(COMMANDS))
-            self._reply_partition = int.from_bytes(self._instance_id) % len(await producer.partitions_for(REPLIES))
-        return partitions
+        self._reply_partition = int.from_bytes(self._instance_id) % await partitions_of(producer, REPLIES)
+        return await partitions_of(producer, COMMANDS)
 
     async def _position(self, consumer: AIOKafkaConsumer) -> None:
         """Begin at the end, but after another connection where that one ended: replies to its commands may be there."""
@@ -271,10 +278,14 @@ class KafkaDispatcher:
                 raise self._disconnect("Kafka does not answer")
 
     async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        pulse = Pulse(consumer, REPLIES, self._reply_partition)
         try:
             with translated("reading replies"):
                 while True:
-                    for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                    taken = await consumer.getmany(timeout_ms=1_000)
+                    if not taken:
+                        pulse.look()
+                    for records in taken.values():
                         for record in records:
                             self._hand_over(record.value)
                         self._next_reply = records[-1].offset + 1
@@ -369,20 +380,6 @@ class _Slot:
 
     def _observe(self) -> None:
         self._commands.observe(self._began_at, asyncio.get_running_loop().time())
-
-
-@asynccontextmanager
-async def _open_client(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaClient]:
-    """A connection of its own, so that no large record delays the question whether Kafka answers."""
-    options: dict[str, Any] = client_options(kafka) | {"request_timeout_ms": _BROKER_TIMEOUT_MS}
-    client = AIOKafkaClient(**options)
-    try:
-        with translated("connecting to Kafka"):
-            await client.bootstrap()
-        client.set_topics([COMMANDS])
-        yield client
-    finally:
-        await client.close()
 
 
 def _reason(errors: BaseExceptionGroup[EpisodesError]) -> str:

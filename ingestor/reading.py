@@ -12,7 +12,7 @@ from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRange
 
 from ingestor.lending import Lent
 from shared.errors import Unavailable
-from shared.kafka import describe_topic, open_consumer, translated
+from shared.kafka import Pulse, describe_topic, open_consumer, translated
 from shared.settings import KafkaSettings
 
 SILENCE_SECONDS = 10.0
@@ -20,6 +20,7 @@ SILENCE_SECONDS = 10.0
 _MOST_AT_ONCE = 1_000
 _ROOM_RECORDS, _ROOM_BYTES = 2_000, 4 * 1024 * 1024
 """Whoever has as much waiting is given no more until half of it is taken."""
+_LOOK_SECONDS = 1.0
 _LONGEST_POLL_MS = 100
 """Kafka is asked again after so long at the latest. Who begins to read waits until then to be asked for."""
 
@@ -74,12 +75,13 @@ class TopicReader:
             handing_out = _HandingOut(consumer)
             for tp in partitions:
                 handing_out.rest(tp)
-            task = asyncio.create_task(handing_out.run())
+            tasks = [asyncio.create_task(work) for work in (handing_out.run(), handing_out.look_on())]
             try:
                 yield handing_out
             finally:
-                task.cancel()
-                await asyncio.wait([task])
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
 
 
 class _HandingOut:
@@ -88,6 +90,7 @@ class _HandingOut:
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
         self._readers: dict[TopicPartition, PartitionReader] = {}
+        self._pulses = {tp: Pulse(consumer, tp.topic, tp.partition) for tp in consumer.assignment()}
         self._ended_with: Exception | None = None
 
     @contextmanager
@@ -126,6 +129,16 @@ class _HandingOut:
         except Exception as error:  # noqa: BLE001 - the readers raise it
             self._end(error)
 
+    async def look_on(self) -> None:
+        """Tell readers for whom Kafka answers nothing any more, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for tp in self._readers.keys() - self._consumer.paused():
+                try:
+                    self._pulses[tp].look()
+                except Unavailable as error:
+                    self._fail(tp, error)
+
     def _end(self, error: Exception) -> None:
         self._ended_with = self._ended_with or error
         for reader in self._readers.values():
@@ -163,7 +176,7 @@ class _HandingOut:
         if reader := self._readers.get(tp):
             reader.give(records)
 
-    def _fail(self, tp: TopicPartition, error: KafkaError) -> None:
+    def _fail(self, tp: TopicPartition, error: Exception) -> None:
         self.rest(tp)
         if reader := self._readers.get(tp):
             reader.fail(error)
@@ -185,7 +198,7 @@ class PartitionReader:
         """The next records, at least one.
 
         Raises:
-            KafkaError: reading this partition failed. It is not read any more.
+            KafkaError, Unavailable: reading this partition failed. It is not read any more.
         """
         while not self._waiting:
             if self._error is not None:

@@ -6,7 +6,7 @@ Idempotency-Key. So a slow or broken reply topic never holds a writer up.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 
 from shared.codec import encode_receipt
 from shared.errors import Unavailable
-from shared.kafka import MAX_RECORD_BYTES, open_producer, translated
+from shared.kafka import MAX_RECORD_BYTES, open_producer, partitions_of, translated
 from shared.receipts import Receipt
 from shared.settings import REPLIES, KafkaSettings
 from shared.supervisor import backoff
@@ -78,7 +78,7 @@ class Replies:
             raise
 
     async def _send_to(self, producer: AIOKafkaProducer, partition: int, values: list[bytes]) -> None:
-        if partition not in await _partitions(producer):
+        if partition >= await partitions_of(producer, REPLIES):
             self._settle(len(values), f"{REPLIES} has no partition {partition}")
             values.clear()
             return
@@ -104,12 +104,6 @@ class Replies:
     def _drop(self, count: int, reason: str) -> None:
         self.dropped += count
         _log.error("replies dropped: their callers will hear 504", count=count, total=self.dropped, reason=reason)
-
-
-async def _partitions(producer: AIOKafkaProducer) -> Collection[int]:
-    with translated(f"looking up {REPLIES}"):
-        partitions: Collection[int] = await producer.partitions_for(REPLIES)
-        return partitions
 
 
 def _failure(sent: "asyncio.Future[object]") -> str | None:

@@ -30,7 +30,7 @@ from shared.commands import CORRELATION_ID, DEAD_LETTER, REPLY_PARTITION, Comman
 from shared.errors import PoisonRecord, RecordsLost, Unavailable
 from shared.events import IMPORT_UNFINISHED, LoggedFence, WriterFenced
 from shared.ids import CommandId, EventId, StreamId
-from shared.kafka import append_together, open_partition, open_producer, partition_of, translated
+from shared.kafka import append_together, open_partition, open_producer, partition_of, partitions_of, translated
 from shared.probes import Status
 from shared.receipts import CommandRefused, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
@@ -180,8 +180,7 @@ class Writer:
         producer: AIOKafkaProducer,
         partition: int,
     ) -> None:
-        with translated(f"reading {COMMANDS}"):
-            partitions = len(await producer.partitions_for(COMMANDS))
+        partitions = await partitions_of(producer, COMMANDS)
         dead_letters = _DeadLetters(producer, self.settings.dead_letters_per_minute, partition)
         while True:
             with translated(f"reading {COMMANDS}/{partition}"):

@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from shared.errors import EpisodesError, PoisonRecord, RecordsLost, Unavailable
-from shared.kafka import REQUEST_TIMEOUT_MS, translated
+from shared.kafka import REQUEST_TIMEOUT_MS, Pulse, translated
 from shared.log import Commit, Cursor, LogReader
 from shared.settings import EVENTS
 
@@ -46,6 +46,7 @@ class CommitSource:
         """How many records were dropped: a writer wrote them that another one had already replaced."""
         self._consumer = consumer
         self._partition = TopicPartition(EVENTS, partition)
+        self._pulse = Pulse(consumer, EVENTS, partition)
         self._reader = LogReader(cursor)
         self._unfinished = 0
         """Bytes of the records of a command that is not complete yet."""
@@ -103,6 +104,7 @@ class CommitSource:
             records: list[ConsumerRecord[bytes, bytes]] = fetched.get(self._partition, [])
             if not records and timeout_ms:
                 await self.check()
+                self._pulse.look()
         except (RecordsLost, Unavailable) as error:
             self._end = End(self._read_to.offset, error)
             return False

@@ -16,6 +16,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     InvalidTopicError,
@@ -37,7 +38,10 @@ from shared.settings import KafkaSettings
 REQUEST_TIMEOUT_MS = 5_000
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
+_METADATA_MS = 30_000
+"""How old what a client knows of leaders and brokers may become. Not every answer that they have changed is told us."""
 _SILENCE_SECONDS = 10.0
+_LONGEST_LOOK_SECONDS = 1.0
 _STOP_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -99,6 +103,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_servers": settings.bootstrap_servers,
         "security_protocol": settings.security_protocol,
         "request_timeout_ms": REQUEST_TIMEOUT_MS,
+        "metadata_max_age_ms": _METADATA_MS,
     }
     if "SSL" in settings.security_protocol:
         options["ssl_context"] = create_ssl_context(cafile=settings.ssl_cafile)
@@ -183,6 +188,17 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
     await _stop(producer, producer.client)
 
 
+async def partitions_of(producer: AIOKafkaProducer, topic: str) -> int:
+    """How many partitions the topic has.
+
+    Raises:
+        Unavailable: Kafka does not answer, or has no such topic.
+    """
+    with translated(f"looking up {topic}"):
+        async with asyncio.timeout(2 * REQUEST_TIMEOUT_MS / 1000):
+            return len(await producer.partitions_for(topic))
+
+
 async def append_together(
     producer: AIOKafkaProducer,
     topic: str,
@@ -242,6 +258,37 @@ async def open_consumer(
         await _stop_consumer(consumer)
 
 
+class Pulse:
+    """Notices that Kafka no longer answers the fetches of a partition.
+
+    aiokafka does not tell: while nothing comes it may be asking a broker that refuses each time, or not be asking at
+    all since one of its tasks ended. The time of the last answer, with records or without, moves on otherwise.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer, topic: str, partition: int) -> None:
+        self._consumer = consumer
+        self._partition = TopicPartition(topic, partition)
+        self._answered_at: int | None = None
+        self._looked_at = time.monotonic()
+        self._silence = 0.0
+
+    def look(self) -> None:
+        """Look, about once a second while records are wanted and none come.
+
+        Raises:
+            Unavailable: for ten seconds of ours there was no answer. A time when this process stood still is not ours.
+        """
+        now, answered_at = time.monotonic(), self._consumer.last_poll_timestamp(self._partition)
+        if answered_at != self._answered_at:
+            self._answered_at, self._silence = answered_at, 0.0
+        else:
+            self._silence += min(now - self._looked_at, _LONGEST_LOOK_SECONDS)
+        self._looked_at = now
+        if self._silence >= _SILENCE_SECONDS:
+            topic, partition = self._partition
+            raise Unavailable(f"reading {topic}/{partition}: Kafka does not answer")
+
+
 async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
     await _stop(consumer, consumer._fetcher, consumer._client)  # noqa: SLF001
 
@@ -272,6 +319,23 @@ async def _ended(task: "asyncio.Future[Any]", seconds: float = 0.0) -> bool:
         task.cancel()
         await asyncio.wait([task], timeout=_STOP_SECONDS)
     return task.done() and not task.cancelled()
+
+
+@asynccontextmanager
+async def open_client(settings: KafkaSettings, topic: str, *, timeout_ms: int) -> AsyncIterator[AIOKafkaClient]:
+    """A connection for questions of whether Kafka answers, and who leads the topic's partitions.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    client = AIOKafkaClient(**client_options(settings) | {"request_timeout_ms": timeout_ms})
+    try:
+        with translated("connecting to Kafka"):
+            await client.bootstrap()
+        client.set_topics([topic])
+        yield client
+    finally:
+        await _ended(asyncio.ensure_future(client.close()), _STOP_SECONDS)  # TLS says good-bye for up to 30 s
 
 
 async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | None, int]:

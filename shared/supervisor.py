@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 
 from shared.errors import EpisodesError, Fenced, PoisonRecord, RecordsLost, Unavailable
-from shared.kafka import open_membership, translated
+from shared.kafka import SESSION_TIMEOUT_MS, open_membership, translated
 from shared.probes import Status
 from shared.settings import KafkaSettings
 
@@ -23,6 +23,8 @@ RunPartition = Callable[[int], Coroutine[Any, Any, None]]
 
 _log = structlog.get_logger(__name__)
 
+_LONGEST_REBALANCE_SECONDS = 3 * SESSION_TIMEOUT_MS / 1000
+"""aiokafka waits for the end of one without a limit, and while the group's coordinator is away there is none."""
 _END_SECONDS = 10.0
 """Longer than any orderly end takes."""
 
@@ -55,7 +57,8 @@ async def supervise(
                 async with open_membership(settings, topic, group, instance_id, wish) as member:
                     while True:
                         with translated(f"being a member of {group}"):
-                            await member.getmany(timeout_ms=250)
+                            async with asyncio.timeout(_LONGEST_REBALANCE_SECONDS):
+                                await member.getmany(timeout_ms=250)
                         if running_ahead := member.assignment() - member.paused():
                             member.pause(*running_ahead)
                         if wish.partitions is None:

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+import shared.kafka
 from projector.commits import CommitSource
-from shared.errors import RecordsLost
+from shared.errors import RecordsLost, Unavailable
 from shared.events import NamespaceCreated
 from shared.ids import namespace_stream
 from shared.log import Cursor
@@ -53,3 +55,23 @@ async def test_what_stands_before_a_gap_is_taken_and_the_gap_is_the_end() -> Non
     assert portion.end is not None
     assert isinstance(portion.end.error, RecordsLost)
     assert f"{EVENTS}/0, offset {gap + 1}: " in str(portion.end.error)
+
+
+class Silent(Consumer):
+    """Kafka answers questions about offsets, and no fetch."""
+
+    def last_poll_timestamp(self, _: TopicPartition) -> None:
+        return None
+
+    async def end_offsets(self, _: Any) -> dict[TopicPartition, int]:
+        return {PARTITION: 0}
+
+
+async def test_fetches_that_are_not_answered_are_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = CommitSource(cast("AIOKafkaConsumer", Silent([])), 0, Cursor())
+    quiet = await source.take(max_events=100, max_bytes=10**6)
+    assert (quiet.commits, quiet.end) == ((), None)
+    monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 0.0)
+    portion = await source.take(max_events=100, max_bytes=10**6)
+    assert portion.end is not None
+    assert isinstance(portion.end.error, Unavailable)

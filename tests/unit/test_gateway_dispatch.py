@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from structlog.testing import capture_logs
 
+import shared.kafka
 from gateway.dispatch import CommandTooLarge, KafkaDispatcher, NoReply, OutcomeUnknown, _Connection
 from gateway.limits import AdaptiveSize, TooMany
 from shared.codec import encode_receipt
@@ -17,7 +19,7 @@ from shared.errors import Unavailable
 from shared.ids import EventId
 from shared.kafka import partition_of
 from shared.receipts import CommandRefused, Receipt
-from shared.settings import KafkaSettings
+from shared.settings import REPLIES, KafkaSettings
 from tests import builders
 
 NAMES = [f"namespace-{number}" for number in range(50)]
@@ -288,6 +290,7 @@ async def test_what_is_answered_late_makes_room_smaller() -> None:
     sizes = widened(it, command)
     async with connected(it) as producer:
         answer = asyncio.ensure_future(it.dispatch(command))
+        await turns()
         await asyncio.sleep(0.01)  # the clock of the loop has milliseconds
         producer.acknowledgements[0].set_result(None)
         it._hand_over(encode_receipt(receipt_for(command)))
@@ -311,3 +314,26 @@ async def test_what_waits_is_turned_away_at_once_while_acknowledged_writes_wait_
         for answer in answers[:-1]:
             answer.cancel()
         await asyncio.wait(answers)
+
+
+class NeverAnswered:
+    """A consumer of replies for which Kafka answers no fetch."""
+
+    async def getmany(self, *, timeout_ms: int) -> dict[TopicPartition, Any]:
+        await asyncio.sleep(0)
+        return {}
+
+    def last_poll_timestamp(self, _: TopicPartition) -> None:
+        return None
+
+
+async def test_replies_that_cannot_be_read_close_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 0.02)
+    it = dispatcher()
+    async with connected(it):
+        with pytest.raises(Unavailable, match=f"reading {REPLIES}/0: Kafka does not answer"):
+            async with asyncio.timeout(5):
+                await it._listen(cast(AIOKafkaConsumer, NeverAnswered()))
+        assert it.missing is not None
+        with pytest.raises(Unavailable):
+            await it.dispatch(builders.upsert())

@@ -10,6 +10,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, OffsetOutOfRangeError, TopicAuthorizationFailedError
 
+import ingestor.reading
+import shared.kafka
 from ingestor.reading import _ROOM_BYTES, _ROOM_RECORDS, PartitionReader, _HandingOut
 from shared.errors import Unavailable
 
@@ -29,9 +31,12 @@ class Consumer:
 
     def __init__(self) -> None:
         self.has: dict[TopicPartition, list[Any] | KafkaError] = {}
-        self.paused: set[TopicPartition] = set()
+        self.resting: set[TopicPartition] = set()
         self.sought: dict[TopicPartition, int] = {}
         self.error: KafkaError | None = None
+        self.silent: set[TopicPartition] = set()
+        """Those for which Kafka answers nothing any more."""
+        self.answers = 0
         self.fetching: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._fetcher = SimpleNamespace(_records=self.has, error_future=self.fetching)
         self._arrived = asyncio.Event()
@@ -39,18 +44,25 @@ class Consumer:
     def assignment(self) -> set[TopicPartition]:
         return {ONE, TWO}
 
+    def paused(self) -> set[TopicPartition]:
+        return set(self.resting)
+
+    def last_poll_timestamp(self, tp: TopicPartition) -> int:
+        self.answers += tp not in self.silent
+        return self.answers if tp not in self.silent else 0
+
     def pause(self, tp: TopicPartition) -> None:
-        self.paused.add(tp)
+        self.resting.add(tp)
 
     def resume(self, tp: TopicPartition) -> None:
-        self.paused.discard(tp)
+        self.resting.discard(tp)
 
     def seek(self, tp: TopicPartition, offset: int) -> None:
         self.sought[tp] = offset
         self.has.pop(tp, None)
 
     def bring(self, tp: TopicPartition, what: list[Any] | KafkaError) -> None:
-        if tp not in self.paused:
+        if tp not in self.resting:
             self.has[tp] = what if isinstance(what, KafkaError) else [*what]
             self._arrived.set()
 
@@ -90,12 +102,13 @@ class Consumer:
 @asynccontextmanager
 async def handing_out(consumer: Consumer) -> AsyncIterator[_HandingOut]:
     it = _HandingOut(consumer)
-    task = asyncio.create_task(it.run())
+    tasks = [asyncio.create_task(work) for work in (it.run(), it.look_on())]
     try:
         yield it
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def next_offsets(reader: PartitionReader) -> list[int]:
@@ -134,8 +147,8 @@ async def test_the_error_of_one_partition_is_told_to_its_reader_alone(
             with pytest.raises(type(error)):
                 await next_offsets(one)
             assert await next_offsets(two) == [3]
-            assert ONE in consumer.paused
-            assert TWO not in consumer.paused
+            assert ONE in consumer.resting
+            assert TWO not in consumer.resting
             consumer.bring(TWO, records(TWO, 4))
             assert await next_offsets(two) == [4]
         with it.begin(ONE, 8) as one:
@@ -185,11 +198,11 @@ async def test_whoever_does_not_take_its_records_is_given_no_more(waiting: list[
         with it.begin(ONE, 0) as one:
             consumer.bring(ONE, waiting)
             await asyncio.sleep(0.01)
-            assert ONE in consumer.paused
+            assert ONE in consumer.resting
             await one.next_records(len(waiting) // 2 - 1)
-            assert ONE in consumer.paused
+            assert ONE in consumer.resting
             await one.next_records(len(waiting))
-            assert ONE not in consumer.paused
+            assert ONE not in consumer.resting
 
 
 async def test_a_partition_that_failed_is_not_asked_for_again_when_its_records_are_taken() -> None:
@@ -200,7 +213,7 @@ async def test_a_partition_that_failed_is_not_asked_for_again_when_its_records_a
             await asyncio.sleep(0.01)
             one.fail(KafkaError("no more"))
             assert len(await one.next_records(_ROOM_RECORDS)) == _ROOM_RECORDS
-            assert ONE in consumer.paused
+            assert ONE in consumer.resting
 
 
 async def test_who_leaves_is_given_nothing_and_may_come_again() -> None:
@@ -208,9 +221,9 @@ async def test_who_leaves_is_given_nothing_and_may_come_again() -> None:
     async with handing_out(consumer) as it:
         with it.begin(ONE, 7), pytest.raises(RuntimeError, match="is being read already"), it.begin(ONE, 7):
             pass
-        assert ONE in consumer.paused
+        assert ONE in consumer.resting
         with it.begin(ONE, 9) as again:
-            assert ONE not in consumer.paused
+            assert ONE not in consumer.resting
             consumer.bring(ONE, records(ONE, 9))
             assert await next_offsets(again) == [9]
 
@@ -222,3 +235,37 @@ async def test_a_partition_that_is_not_there() -> None:
             it.begin(TopicPartition("commands", 2), 0),
         ):
             pass
+
+
+async def test_a_partition_for_which_kafka_answers_nothing_any_more_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingestor.reading, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 0.05)
+    consumer = Consumer()
+    consumer.silent = {TWO}
+    async with handing_out(consumer) as it:
+        with it.begin(ONE, 0) as one, it.begin(TWO, 0) as two:
+            with pytest.raises(Unavailable, match="reading commands/1: Kafka does not answer"):
+                await next_offsets(two)
+            assert TWO in consumer.resting
+            consumer.bring(ONE, records(ONE, 0))
+            assert await next_offsets(one) == [0]
+
+
+async def test_a_reader_that_has_no_room_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingestor.reading, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(ingestor.reading, "_ROOM_RECORDS", 2)
+    consumer = Consumer()
+    async with handing_out(consumer) as it:
+        with it.begin(ONE, 0) as one:
+            consumer.bring(ONE, records(ONE, 0, 1, 2, 3, 4))
+            consumer.silent = {ONE}
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert ONE in consumer.resting
+            monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 1e-9)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            consumer.silent = set()
+            assert await next_offsets(one) == [0, 1, 2, 3, 4]
+            consumer.bring(ONE, records(ONE, 5))
+            assert await next_offsets(one) == [5]

@@ -12,7 +12,9 @@ from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import ApiVersionRequest
 from structlog.testing import capture_logs
 
-from shared.kafka import ends, open_partition, open_producer
+import shared.kafka
+from shared.errors import Unavailable
+from shared.kafka import Pulse, ends, open_partition, open_producer
 from shared.settings import KafkaSettings
 
 
@@ -131,3 +133,42 @@ async def test_a_request_on_a_connection_that_was_lost_says_so() -> None:
             connection.send(ApiVersionRequest())
         with pytest.raises(KafkaConnectionError):
             await connecting
+
+
+class Answers:
+    """A consumer that says when the last answer came for its partition."""
+
+    at: int | None = None
+
+    def last_poll_timestamp(self, tp: TopicPartition) -> int | None:
+        assert tp == TopicPartition("events", 0)
+        return self.at
+
+
+def test_a_pulse_that_stops_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, consumer = 0.0, Answers()
+    monkeypatch.setattr(shared.kafka, "time", SimpleNamespace(monotonic=lambda: now))
+    pulse = Pulse(cast(AIOKafkaConsumer, consumer), "events", 0)
+    for second in range(1, 31):
+        now, consumer.at = float(second), second
+        pulse.look()
+    now = 3600.0  # the process stood still: that is one look, not an hour of silence
+    pulse.look()
+    for _ in range(8):
+        now += 1
+        pulse.look()
+    now += 1
+    with pytest.raises(Unavailable, match="reading events/0: Kafka does not answer"):
+        pulse.look()
+
+
+def test_kafka_that_never_answers_is_noticed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(shared.kafka, "time", SimpleNamespace(monotonic=lambda: now))
+    pulse = Pulse(cast(AIOKafkaConsumer, Answers()), "events", 0)
+    for _ in range(99):
+        now += 0.1  # looks may come more often
+        pulse.look()
+    now += 0.2
+    with pytest.raises(Unavailable):
+        pulse.look()

@@ -1,13 +1,15 @@
 """One partition's work, kept going: what is tried again, what stands still, and that an end is never overlooked."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
 from shared.errors import Fenced, PoisonRecord, RecordsLost, Unavailable
 from shared.probes import Status
-from shared.supervisor import backoff, end_task, gravest, keep_running
+from shared.settings import KafkaSettings
+from shared.supervisor import backoff, end_task, gravest, keep_running, supervise
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -103,3 +105,34 @@ def test_waits_double_up_to_a_bound() -> None:
     assert 0.05 <= backoff(1) <= 0.1
     assert 0.2 <= backoff(3) <= 0.4
     assert 1.0 <= backoff(1_000) <= 2.0
+
+
+class Rebalancing:
+    """A member of a group whose rebalance never ends."""
+
+    async def getmany(self, *, timeout_ms: int) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_rebalance_without_an_end_is_told_and_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = 0
+
+    @asynccontextmanager
+    async def open_membership(*_: object) -> AsyncIterator[Rebalancing]:
+        nonlocal opened
+        opened += 1
+        yield Rebalancing()
+
+    async def never(_: int) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("shared.supervisor.open_membership", open_membership)
+    monkeypatch.setattr("shared.supervisor._LONGEST_REBALANCE_SECONDS", 0.0)
+    monkeypatch.setattr("shared.supervisor.backoff", lambda *_, **__: 0.0)
+    status = Status()
+    task = asyncio.create_task(
+        supervise(KafkaSettings(), topic="t", group="g", instance_id="i", status=status, run_partition=never)
+    )
+    await until(lambda: opened > 2)
+    assert "being a member of g" in status.waiting_for["kafka"]
+    await end_task(task)
