@@ -90,7 +90,7 @@ class _HandingOut:
     def __init__(self, consumer: AIOKafkaConsumer) -> None:
         self._consumer = consumer
         self._readers: dict[TopicPartition, PartitionReader] = {}
-        self._pulses = {tp: Pulse(consumer, tp.topic, tp.partition) for tp in consumer.assignment()}
+        self._pulses: dict[TopicPartition, Pulse] = {}
         self._ended_with: Exception | None = None
 
     @contextmanager
@@ -105,6 +105,7 @@ class _HandingOut:
         reader = self._readers[tp] = PartitionReader(
             rest=partial(self._consumer.pause, tp), go_on=partial(self._consumer.resume, tp)
         )
+        self._pulses[tp] = Pulse(self._consumer, tp.topic, tp.partition)
         self._consumer.seek(tp, offset)
         self._consumer.resume(tp)
         try:
