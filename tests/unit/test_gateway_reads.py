@@ -44,7 +44,7 @@ async def test_a_read_that_is_fresh_enough_waits_for_nothing() -> None:
 async def test_a_read_that_is_not_fresh_in_time_is_refused() -> None:
     models = InMemoryReadModels()
     with pytest.raises(Problem) as caught:
-        await reads(models).answer("alice", STREAM, ReadOptions(1, 0.02), found, "")
+        await reads(models).answer("alice", STREAM, ReadOptions(1, 0.3), found, "")
     assert caught.value.status == 503
     assert caught.value.headers == {"Retry-After": "1", "X-Event-Id": "0"}
     assert models.model.polls > 2
