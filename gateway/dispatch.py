@@ -26,6 +26,7 @@ from shared.ids import CommandId
 from shared.kafka import (
     REQUEST_TIMEOUT_MS,
     Pulse,
+    ends,
     open_client,
     open_partition,
     open_producer,
@@ -256,6 +257,7 @@ class KafkaDispatcher:
         """Begin at the end, but after another connection where that one ended: replies to its commands may be there."""
         partition = TopicPartition(REPLIES, self._reply_partition)
         if self._next_reply is not None:
+            await ends(consumer, REPLIES, [self._reply_partition])  # without a leader nobody could be answered
             consumer.seek(partition, self._next_reply)
             return
         with translated("looking up the end of the replies"):

@@ -137,7 +137,7 @@ class _HandingOut:
             for tp in self._readers.keys() - self._consumer.paused():
                 try:
                     self._pulses[tp].look()
-                except Unavailable as error:
+                except Exception as error:  # noqa: BLE001 - its reader raises it
                     self._fail(tp, error)
 
     def _end(self, error: Exception) -> None:

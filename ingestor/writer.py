@@ -76,15 +76,16 @@ class Writer:
         settings = self.settings
         with open_state(settings.state_dir, partition, map_bytes=settings.state_map_bytes) as store:
             async with self._producers.borrow() as producer:
-                fence, offset = await self._fence(producer, partition)
                 async with open_partition(self.kafka, COMMANDS, partition) as commands:
+                    askable_since = await self._askable_since(commands, partition)
+                    fence, offset = await self._fence(producer, partition)
                     recovery = await recover(
                         self.kafka,
                         store,
                         partition,
                         fence=fence,
                         fence_offset=offset,
-                        askable_since=await self._askable_since(commands, partition),
+                        askable_since=askable_since,
                         report=partial(self.status.partitions.__setitem__, partition),
                         snapshots=self.snapshots,
                     )

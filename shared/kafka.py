@@ -41,6 +41,8 @@ SESSION_TIMEOUT_MS = 10_000
 _METADATA_MS = 30_000
 """How old what a client knows of leaders and brokers may become. Not every answer that they have changed is told us."""
 _SILENCE_SECONDS = 10.0
+_UNANSWERED_SECONDS = 20.0
+"""Longer than Kafka takes to name another leader for one that is frozen (9 s), and than two requests that time out."""
 _LONGEST_LOOK_SECONDS = 1.0
 _STOP_SECONDS = 5.0
 
@@ -276,7 +278,7 @@ class Pulse:
         """Look, about once a second while records are wanted and none come.
 
         Raises:
-            Unavailable: for ten seconds of ours there was no answer. A time when this process stood still is not ours.
+            Unavailable: for 20 seconds of ours there was no answer. A time when this process stood still is not ours.
         """
         now, answered_at = time.monotonic(), self._consumer.last_poll_timestamp(self._partition)
         if answered_at != self._answered_at:
@@ -284,7 +286,7 @@ class Pulse:
         else:
             self._silence += min(now - self._looked_at, _LONGEST_LOOK_SECONDS)
         self._looked_at = now
-        if self._silence >= _SILENCE_SECONDS:
+        if self._silence >= _UNANSWERED_SECONDS:
             topic, partition = self._partition
             raise Unavailable(f"reading {topic}/{partition}: Kafka does not answer")
 
@@ -335,7 +337,9 @@ async def open_client(settings: KafkaSettings, topic: str, *, timeout_ms: int) -
         client.set_topics([topic])
         yield client
     finally:
-        await _ended(asyncio.ensure_future(client.close()), _STOP_SECONDS)  # TLS says good-bye for up to 30 s
+        closing = asyncio.ensure_future(client.close())
+        if await _ended(closing, _STOP_SECONDS):  # TLS says good-bye for up to 30 s
+            closing.result()
 
 
 async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | None, int]:

@@ -328,7 +328,7 @@ class NeverAnswered:
 
 
 async def test_replies_that_cannot_be_read_close_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr(shared.kafka, "_UNANSWERED_SECONDS", 0.02)
     it = dispatcher()
     async with connected(it):
         with pytest.raises(Unavailable, match=f"reading {REPLIES}/0: Kafka does not answer"):
@@ -337,3 +337,19 @@ async def test_replies_that_cannot_be_read_close_the_gate(monkeypatch: pytest.Mo
         assert it.missing is not None
         with pytest.raises(Unavailable):
             await it.dispatch(builders.upsert())
+
+
+class WithoutLeader:
+    """A consumer of replies of which Kafka knows no leader."""
+
+    async def end_offsets(self, _: Any) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_the_gate_stays_closed_while_the_replies_have_no_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.kafka, "REQUEST_TIMEOUT_MS", 1)
+    it = dispatcher()
+    it._next_reply = 7  # it was connected before
+    with pytest.raises(Unavailable, match=REPLIES):
+        async with asyncio.timeout(5):
+            await it._position(cast(AIOKafkaConsumer, WithoutLeader()))

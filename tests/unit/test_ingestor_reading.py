@@ -239,7 +239,7 @@ async def test_a_partition_that_is_not_there() -> None:
 
 async def test_a_partition_for_which_kafka_answers_nothing_any_more_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingestor.reading, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 0.05)
+    monkeypatch.setattr(shared.kafka, "_UNANSWERED_SECONDS", 0.05)
     consumer = Consumer()
     consumer.silent = {TWO}
     async with handing_out(consumer) as it:
@@ -262,7 +262,7 @@ async def test_a_reader_that_has_no_room_waits_for_no_answer(monkeypatch: pytest
             for _ in range(20):
                 await asyncio.sleep(0)
             assert ONE in consumer.resting
-            monkeypatch.setattr(shared.kafka, "_SILENCE_SECONDS", 1e-9)
+            monkeypatch.setattr(shared.kafka, "_UNANSWERED_SECONDS", 1e-9)
             for _ in range(20):
                 await asyncio.sleep(0)
             consumer.silent = set()

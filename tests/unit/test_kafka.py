@@ -154,7 +154,7 @@ def test_a_pulse_that_stops_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         pulse.look()
     now = 3600.0  # the process stood still: that is one look, not an hour of silence
     pulse.look()
-    for _ in range(8):
+    for _ in range(18):
         now += 1
         pulse.look()
     now += 1
@@ -166,7 +166,7 @@ def test_kafka_that_never_answers_is_noticed_too(monkeypatch: pytest.MonkeyPatch
     now = 0.0
     monkeypatch.setattr(shared.kafka, "time", SimpleNamespace(monotonic=lambda: now))
     pulse = Pulse(cast(AIOKafkaConsumer, Answers()), "events", 0)
-    for _ in range(99):
+    for _ in range(199):
         now += 0.1  # looks may come more often
         pulse.look()
     now += 0.2
