@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from ingestor.domain.judgement import relearn, relearn_note
 from ingestor.domain.state import Overlay
 from ingestor.reading import SILENCE_SECONDS, next_records
-from ingestor.snapshots import Snapshots, to_its_end
+from ingestor.snapshots import Snapshots
 from ingestor.state import Checkpoint, StateStore
 from shared.codec import decode_record
 from shared.errors import PoisonRecord, RecordsLost
@@ -20,6 +20,7 @@ from shared.kafka import open_partition
 from shared.log import Commit, Cursor, LogReader
 from shared.receipts import Receipt
 from shared.settings import EVENTS, KafkaSettings
+from shared.threads import in_thread
 
 _FETCH_RECORDS = 2_000
 _CHUNK_RECORDS = 20_000
@@ -100,9 +101,9 @@ async def recover(
                     break
             progress.at(next_offset, recovery.events)
             if unflushed_records >= _CHUNK_RECORDS or unflushed_bytes >= _CHUNK_BYTES:
-                await to_its_end(recovery.flush)
+                await in_thread(None, recovery.flush)
                 unflushed_records, unflushed_bytes = 0, 0
-        await to_its_end(recovery.flush)
+        await in_thread(None, recovery.flush)
     if recovery.checkpoint.nonce != fence.nonce:
         raise RecordsLost(f"{EVENTS}/{partition} lost the fence that was written at offset {fence_offset}")
     progress.end(next_offset, recovery.events)

@@ -5,13 +5,11 @@ together, or not to this log, is left alone with a warning: the log makes the st
 """
 
 import asyncio
-import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
 
 import cramjam
 import msgspec
@@ -22,14 +20,13 @@ from ingestor.snapshot_store import SnapshotStore
 from ingestor.state import FORMAT as STATE_FORMAT
 from ingestor.state import Checkpoint, StateStore, StateUnusable
 from shared.errors import Unavailable
+from shared.threads import in_thread
 
 FORMAT = f"{STATE_FORMAT}/lmdb/zstd"
 KEPT = 2
 _LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 60.0
 _MANIFEST = ".json"
-
-T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +80,7 @@ class Snapshots:
         """
         async with _scratch(state.scratch) as folder:
             exported, packed, listed = folder / "state", folder / "packed", folder / "manifest"
-            checkpoint = await to_its_end(state.export, exported)
+            checkpoint = await in_thread(None, state.export, exported)
             size, sha256 = await asyncio.to_thread(_pack, exported, packed)
             name = _name(checkpoint)
             manifest = Manifest(FORMAT, partition, checkpoint, f"{name}.state", size, sha256)
@@ -213,19 +210,6 @@ async def _scratch(place: Path) -> AsyncIterator[Path]:
             yield Path(name)
     except (OSError, cramjam.CompressionError) as error:
         raise Unavailable(f"the disk of the state: {error}") from error
-
-
-async def to_its_end(work: Callable[..., T], *arguments: Any) -> T:
-    """Run in a thread, and wait for it also when cancelled: the state must not be closed meanwhile."""
-    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        while not working.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([working])
-        working.exception()  # it was looked at
-        raise
 
 
 def _pack(exported: Path, packed: Path) -> tuple[int, str]:

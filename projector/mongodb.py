@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import bson
 import structlog
@@ -18,7 +18,7 @@ from pymongo.errors import BulkWriteError, ConnectionFailure, DocumentTooLarge, 
 
 from projector.documents import REPAIRS, Checkpoint, DocumentRefused, Overtaken, TooMuch, checkpoint_in
 from projector.fold import Writes
-from projector.together import Together, until_over
+from projector.together import Together
 from projector.views import INDEXES, Document, Documents
 from shared.log import Cursor
 from shared.mongo import (
@@ -31,8 +31,7 @@ from shared.mongo import (
     translated,
 )
 from shared.read_models import CHECKPOINTS
-
-T = TypeVar("T")
+from shared.threads import in_thread
 
 _SESSIONS = "projector_sessions"
 _OWN, _SHARED = "sessions", "shared"
@@ -172,15 +171,15 @@ async def open_documents(
     generation = generation or Generation(client, number)
     with ThreadPoolExecutor(2, f"documents-{number}-{partition}") as threads:
         with translated("opening the read models"):
-            reads, writes = [await _in_thread(threads, generation.client.start_session) for _ in range(2)]
+            reads, writes = [await in_thread(threads, generation.client.start_session) for _ in range(2)]
         try:
             store = MongoDocumentStore(generation, partition, reads, writes, threads)
             with translated("noting the projector's session"):
-                await _in_thread(threads, lambda: generation.opened(partition, writes))
+                await in_thread(threads, lambda: generation.opened(partition, writes))
             yield store
         finally:
             # The session of the writes is noted and may be ended by others: PyMongo must not give it to anyone again.
-            await _in_thread(threads, reads.end_session)
+            await in_thread(threads, reads.end_session)
 
 
 class MongoDocumentStore:
@@ -217,7 +216,7 @@ class MongoDocumentStore:
 
     async def checkpoint(self) -> Checkpoint:
         with translated("reading the checkpoint"):
-            found = await _in_thread(self._threads, self._find_checkpoint)
+            found = await in_thread(self._threads, self._find_checkpoint)
         repairs = 0 if found is None else found.get(REPAIRS, 0)
         if self._repairs is None:
             self._repairs = repairs
@@ -245,7 +244,7 @@ class MongoDocumentStore:
                     for name, keys in wanted.items()
                 }
         with translated("loading documents"):
-            return await _in_thread(self._threads, lambda: self._load(wanted, max_bytes))
+            return await in_thread(self._threads, lambda: self._load(wanted, max_bytes))
 
     def _load(self, wanted: Mapping[str, Sequence[str]], max_bytes: int | None) -> Documents:
         _see(self._reads, self._seen_at)
@@ -263,11 +262,11 @@ class MongoDocumentStore:
         while True:
             try:
                 with translated("applying events"), _too_much():
-                    return await _in_thread(self._threads, lambda: self._apply(move))
+                    return await in_thread(self._threads, lambda: self._apply(move))
             except _CheckpointHeld:
                 if time.monotonic() - held_since > _PATIENCE_S:
                     with translated("ending the sessions of projectors that are gone"):
-                        await _in_thread(self._threads, self._end_other_sessions)
+                        await in_thread(self._threads, self._end_other_sessions)
                 await asyncio.sleep(_HELD_POLL_S)
 
     async def rest(self, commands: int) -> None:
@@ -390,16 +389,6 @@ def _is_small(writes: Writes) -> bool:
         return False
     texts = (value for there in parts for one in there.values() for value in one.values() if isinstance(value, str))
     return sum(map(len, texts)) <= _FEW_BYTES
-
-
-async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """What the work comes to. Cancelled, this waits until it is over: nobody may use its session meanwhile."""
-    running = asyncio.get_running_loop().run_in_executor(threads, work)
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await until_over(running)
-        raise
 
 
 class _CheckpointHeld(Exception):

@@ -1,22 +1,14 @@
 """What several want at the same moment, asked for at once."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
+
+from shared.threads import until_over
 
 A = TypeVar("A")
 R = TypeVar("R")
-
-
-async def until_over(work: asyncio.Future[Any]) -> None:
-    """Wait for it, whatever it comes to, however often we are cancelled: it uses what nobody else may use meanwhile."""
-    while not work.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([work])
-    if not work.cancelled():
-        work.exception()  # it was looked at
 
 
 class Together(Generic[A, R]):

@@ -354,16 +354,19 @@ WRONG_SETTINGS: dict[str, Callable[[Mapping[str, str]], dict[str, str]]] = {
 
 async def pages_of_one_that_is_told_wrong(secured: Cluster, name: str, settings: Mapping[str, str]) -> list[str]:
     """Run a gateway and a projector with these settings until they say what is missing, or end."""
-    answers = []
-    for kind in ("gateway", "projector"):
+
+    async def page(kind: str) -> str:
         process = secured.add_process(kind, f"{kind}-with-wrong-{name}", {**_kafka_user(kind), **settings})
         process.start()
         await asyncio.to_thread(wait_until, functools.partial(_is_known, process))
+        told = ""
         with contextlib.suppress(httpx.TransportError):  # it may end at any moment, and in the log stands why
             async with httpx.AsyncClient(timeout=10, trust_env=False) as client:
-                answers.append((await client.get(f"http://127.0.0.1:{process.port}/readyz")).text)
+                told = (await client.get(f"http://127.0.0.1:{process.port}/readyz")).text
         await asyncio.to_thread(process.stop, 10)
-    return answers
+        return told
+
+    return [*await asyncio.gather(page("gateway"), page("projector"))]
 
 
 def _is_known(process: ManagedProcess) -> bool:

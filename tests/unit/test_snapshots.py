@@ -14,11 +14,12 @@ from ingestor import snapshots as module
 from ingestor.domain.state import Key, Value, item_key
 from ingestor.domain.state import RecordedItem as Item
 from ingestor.snapshot_store import FolderSnapshotStore
-from ingestor.snapshots import Manifest, Snapshots, to_its_end
+from ingestor.snapshots import Manifest, Snapshots
 from ingestor.state import Checkpoint
 from shared.errors import Unavailable
 from shared.ids import EventId, Position, StreamId
 from shared.log import Cursor
+from shared.threads import in_thread
 from tests.fakes import InMemoryStateStore
 
 NONCE = "0123456789"
@@ -305,7 +306,7 @@ async def test_who_is_cancelled_waits_until_the_thread_is_done_with_the_state() 
         begun.set()
         go_on.wait(10)
 
-    task = asyncio.ensure_future(to_its_end(work))
+    task = asyncio.ensure_future(in_thread(None, work))
     await asyncio.to_thread(begun.wait, 10)
     for _ in range(2):
         task.cancel()
