@@ -71,7 +71,7 @@ async def test_fetches_that_are_not_answered_are_the_end(monkeypatch: pytest.Mon
     source = CommitSource(cast("AIOKafkaConsumer", Silent([])), 0, Cursor())
     quiet = await source.take(max_events=100, max_bytes=10**6)
     assert (quiet.commits, quiet.end) == ((), None)
-    monkeypatch.setattr(shared.kafka, "_UNANSWERED_SECONDS", 0.0)
+    monkeypatch.setattr(shared.kafka, "_UNANSWERED_SECONDS", 1e-9)
     portion = await source.take(max_events=100, max_bytes=10**6)
     assert portion.end is not None
     assert isinstance(portion.end.error, Unavailable)
