@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import for_code
 from msgspec import Struct
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from projector.documents import Checkpoint, read_checkpoints
 from shared.errors import Unavailable
-from shared.kafka import REQUEST_TIMEOUT_MS, client_options, open_partition, translated
+from shared.kafka import REQUEST_TIMEOUT_MS, open_admin, open_partition, translated
 from shared.mongo import open_mongo
 from shared.settings import EVENTS, KafkaSettings, MongoSettings
 
@@ -108,11 +107,8 @@ async def _log_ends(kafka: KafkaSettings, partitions: Iterable[int]) -> Mapping[
 
 async def _partitions(kafka: KafkaSettings) -> Mapping[int, bool]:
     """Each partition of the log, and whether a projector has it by its membership in the group."""
-    admin = AIOKafkaAdminClient(**client_options(kafka))
-    try:
+    async with open_admin(kafka) as admin:
         with translated(f"asking Kafka for {EVENTS} and the group {GROUP}"):
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                await admin.start()
             [topic] = await admin.describe_topics([EVENTS])
             if topic["error_code"]:
                 raise for_code(topic["error_code"])
@@ -120,8 +116,6 @@ async def _partitions(kafka: KafkaSettings) -> Mapping[int, bool]:
             [(error_code, _, _, _, _, members, *_)] = response.groups
             if error_code:
                 raise for_code(error_code)
-    finally:
-        await admin.close()
     taken = {
         tp.partition
         for *_, assignment in members

@@ -7,9 +7,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar, copy_context
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
 import aiokafka.conn
 import structlog
@@ -48,6 +50,8 @@ _STOP_SECONDS = 5.0
 
 _log = structlog.get_logger(__name__)
 
+_made: ContextVar["WeakSet[_Connection] | None"] = ContextVar("made", default=None)
+
 _BUGS = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidTopicError)
 
 
@@ -57,6 +61,11 @@ class _Connection(aiokafka.conn.AIOKafkaConnection):  # type: ignore[misc]  # ai
     aiokafka takes that for a bug, until it has noticed the loss itself: the task that keeps its metadata up to date
     ends for good, and requests fail with what says nothing (https://github.com/aio-libs/aiokafka/issues/1038).
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        if (made := _made.get()) is not None:
+            made.add(self)
 
     def send(self, request: Any, expect_response: bool = True) -> Any:  # noqa: FBT001, FBT002 - aiokafka's signature
         if self._writer is not None and self._writer.is_closing():
@@ -156,20 +165,19 @@ async def open_producer(
 
 
 async def _started(start: Coroutine[Any, Any, None], seconds: float) -> None:
-    # Cancelled while it connects, aiokafka forgets the connection and leaves it open: give it a moment to end.
-    starting = asyncio.ensure_future(start)
+    made: WeakSet[_Connection] = WeakSet()
+    context = copy_context()
+    context.run(_made.set, made)
+    starting = asyncio.get_running_loop().create_task(start, context=context)
     try:
         async with asyncio.timeout(seconds):
-            await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        await asyncio.wait([starting], timeout=1.0)
-        raise
-    finally:
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait([starting])
-        if not starting.cancelled():
+            await asyncio.shield(starting)  # a cancellation that arrives in there may be lost
+    except BaseException:
+        if await _ended(starting):
             starting.exception()  # else asyncio complains that nobody looked at it
+        for connection in made:  # what aiokafka was just opening it forgets, and leaves open
+            connection.close()
+        raise
 
 
 async def _abandon(producer: AIOKafkaProducer) -> None:
@@ -314,6 +322,12 @@ async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer, *parts: Any) -> Non
                     await _ended(asyncio.ensure_future(part.close()), _STOP_SECONDS)
 
 
+async def _close(client: AIOKafkaClient | AIOKafkaAdminClient) -> None:
+    closing = asyncio.ensure_future(client.close())  # a cancellation that arrives in there is lost
+    if await _ended(closing, _STOP_SECONDS):  # TLS says good-bye for up to 30 s
+        closing.result()
+
+
 async def _ended(task: "asyncio.Future[Any]", seconds: float = 0.0) -> bool:
     """Give the task so long, then cancel it. Whether it came to its end."""
     await asyncio.wait([task], timeout=seconds)
@@ -333,13 +347,27 @@ async def open_client(settings: KafkaSettings, topic: str, *, timeout_ms: int) -
     client = AIOKafkaClient(**client_options(settings) | {"request_timeout_ms": timeout_ms})
     try:
         with translated("connecting to Kafka"):
-            await client.bootstrap()
+            await _started(client.bootstrap(), REQUEST_TIMEOUT_MS / 1000)
         client.set_topics([topic])
         yield client
     finally:
-        closing = asyncio.ensure_future(client.close())
-        if await _ended(closing, _STOP_SECONDS):  # TLS says good-bye for up to 30 s
-            closing.result()
+        await _close(client)
+
+
+@asynccontextmanager
+async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A started client for what concerns topics and groups.
+
+    Raises:
+        Unavailable: Kafka does not answer.
+    """
+    admin = AIOKafkaAdminClient(**client_options(settings))
+    try:
+        with translated("connecting to Kafka"):
+            await _started(admin.start(), REQUEST_TIMEOUT_MS / 1000)
+        yield admin
+    finally:
+        await _close(admin)
 
 
 async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | None, int]:
@@ -348,17 +376,12 @@ async def describe_topic(settings: KafkaSettings, topic: str) -> tuple[str | Non
     Raises:
         Unavailable: Kafka does not answer, or has no such topic.
     """
-    admin = AIOKafkaAdminClient(**client_options(settings))
-    try:
+    async with open_admin(settings) as admin:
         with translated(f"asking Kafka for {topic}"):
-            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
-                await admin.start()
             cluster = await admin.describe_cluster()
             [described] = await admin.describe_topics([topic])
             if described["error_code"]:
                 raise for_code(described["error_code"])
-    finally:
-        await admin.close()
     return cluster.get("cluster_id"), len(described["partitions"])
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import TopicAlreadyExistsError, for_code
 from pydantic_settings import SettingsConfigDict
 
 from shared.errors import EpisodesError, Unavailable
-from shared.kafka import client_options
+from shared.kafka import open_admin, translated
 from shared.process import configure_logging, run_process
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES, KafkaSettings, Settings
 from shared.supervisor import backoff
@@ -86,28 +86,27 @@ async def create_topics(kafka: KafkaSettings, settings: TopicSettings) -> None:
         TopicMismatchError: a topic exists with another number of partitions or a configuration that loses data.
         Unavailable: Kafka does not answer.
     """
-    admin = AIOKafkaAdminClient(**client_options(kafka))
-    try:
-        await admin.start()
-        for topic in topics(settings):
-            new = NewTopic(
-                topic.name,
-                num_partitions=topic.partitions,
-                replication_factor=settings.replication_factor,
-                topic_configs=topic.config,
-            )
-            response = await admin.create_topics([new])
-            [(_, code, message)] = response.topic_errors
-            if code == TopicAlreadyExistsError.errno:
-                await _check(admin, topic)
-            elif code:
-                raise Unavailable(f"creating {topic.name}: {for_code(code).__name__}: {message}")
-            else:
-                _log.info("topic created", topic=topic.name, partitions=topic.partitions)
-    except (KafkaError, OSError) as error:
-        raise Unavailable(f"creating the topics: {error}") from error
-    finally:
-        await admin.close()
+    async with open_admin(kafka) as admin:
+        with translated("creating the topics"):
+            for topic in topics(settings):
+                await _create(admin, topic, settings.replication_factor)
+
+
+async def _create(admin: AIOKafkaAdminClient, topic: Topic, replication_factor: int) -> None:
+    new = NewTopic(
+        topic.name,
+        num_partitions=topic.partitions,
+        replication_factor=replication_factor,
+        topic_configs=topic.config,
+    )
+    response = await admin.create_topics([new])
+    [(_, code, message)] = response.topic_errors
+    if code == TopicAlreadyExistsError.errno:
+        await _check(admin, topic)
+    elif code:
+        raise Unavailable(f"creating {topic.name}: {for_code(code).__name__}: {message}")
+    else:
+        _log.info("topic created", topic=topic.name, partitions=topic.partitions)
 
 
 async def _check(admin: AIOKafkaAdminClient, topic: Topic) -> None:

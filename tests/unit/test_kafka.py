@@ -1,7 +1,9 @@
 """What must hold of our use of Kafka's client, without Kafka."""
 
 import asyncio
+import struct
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,11 +12,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.admin import ApiVersionRequest
+from aiokafka.protocol.metadata import MetadataRequest
 from structlog.testing import capture_logs
 
 import shared.kafka
 from shared.errors import Unavailable
-from shared.kafka import Pulse, ends, open_partition, open_producer
+from shared.kafka import Pulse, ends, open_admin, open_client, open_partition, open_producer
 from shared.settings import KafkaSettings
 
 
@@ -133,6 +136,56 @@ async def test_a_request_on_a_connection_that_was_lost_says_so() -> None:
             connection.send(ApiVersionRequest())
         with pytest.raises(KafkaConnectionError):
             await connecting
+
+
+@pytest.mark.parametrize(
+    "connect",
+    [
+        open_admin,
+        open_producer,
+        lambda kafka: open_partition(kafka, "events", 0),
+        lambda kafka: open_client(kafka, "events", timeout_ms=5_000),
+    ],
+    ids=["admin", "producer", "consumer", "client"],
+)
+async def test_who_is_cancelled_while_connecting_leaves_no_connection_open(
+    connect: Callable[[KafkaSettings], AbstractAsyncContextManager[Any]],
+) -> None:
+    asked, hung_up = asyncio.Event(), asyncio.Event()
+
+    class Broker(asyncio.Protocol):
+        """Says that it knows metadata requests, and does not answer them."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self._transport = cast(asyncio.Transport, transport)
+
+        def data_received(self, data: bytes) -> None:
+            _, key, _, correlation_id = struct.unpack_from(">ihhi", data)
+            if key == ApiVersionRequest.API_KEY:
+                answer = struct.pack(">ihihhh", correlation_id, 0, 1, MetadataRequest.API_KEY, 0, 1)
+                self._transport.write(struct.pack(">i", len(answer)) + answer)
+            else:
+                asked.set()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            hung_up.set()
+
+    async def connecting(kafka: KafkaSettings) -> None:
+        async with connect(kafka):
+            pass
+
+    server = await asyncio.get_running_loop().create_server(Broker, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    task = asyncio.create_task(connecting(KafkaSettings(bootstrap_servers=f"{host}:{port}")))
+    try:
+        async with asyncio.timeout(10):
+            await asked.wait()
+            task.cancel()
+            await hung_up.wait()
+    finally:
+        server.close()
+        await asyncio.wait([task])
+    assert task.cancelled()
 
 
 class Answers:
