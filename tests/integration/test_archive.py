@@ -482,4 +482,4 @@ async def test_the_tool_says_in_one_sentence_what_is_wrong(kafka: KafkaSettings,
     )
     said = await archive_tool("127.0.0.1:1", "export", archive / "new")
     assert said.exit_code == 1
-    assert said.stderr.startswith("python -m shared.archive export: asking Kafka for episodes.events: ")
+    assert said.stderr.startswith("python -m shared.archive export: connecting to Kafka: ")
