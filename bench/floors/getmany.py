@@ -11,6 +11,7 @@ import json
 import time
 
 import uvloop
+from aiokafka import TopicPartition
 
 from bench.floors.relay import make_consumer
 from shared.process import tune_allocator, tune_interpreter
@@ -22,12 +23,14 @@ async def main() -> None:
     parser.add_argument("--topic", required=True)
     options = parser.parse_args()
     consumer = make_consumer(options.bootstrap)
-    consumer.subscribe([options.topic])  # without a group: all of its partitions
     await consumer.start()
     try:
-        partitions = consumer.assignment()
+        await consumer.topics()
+        partitions = [TopicPartition(options.topic, each) for each in consumer.partitions_for_topic(options.topic)]
         left = sum((await consumer.end_offsets(partitions)).values())
-        await consumer.seek_to_beginning(*partitions)
+        consumer.assign(partitions)
+        for partition in partitions:  # before aiokafka itself begins to look for where the end is
+            consumer.seek(partition, 0)
         cpu, began, read = time.process_time(), time.perf_counter(), 0
         while read < left:
             read += sum(map(len, (await consumer.getmany(timeout_ms=1_000)).values()))
