@@ -73,11 +73,20 @@ class StateUnusable(Exception):
 
 
 _NOT_DECODED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    *_NOT_DECODED,
+)
 _ENCODE = msgspec.json.Encoder().encode
 _DECODERS: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(cls) for kind, cls in VALUE_TYPES.items()}
 _ENCODE_KEY = msgspec.msgpack.Encoder().encode
 _LONGEST_KEY = 500
 _CHECKPOINT = b"checkpoint"
+_STAMP = "stamp"
+"""The file that says for which format and boot the state is good; without it the state is thrown away."""
 _SWEEP = 256
 """Receipts looked at per call of `forget_receipts`."""
 _SLOTS = 4
@@ -87,7 +96,8 @@ class LmdbStateStore:
     """Adapter for one LMDB environment. Keys are sorted by kind and stream, values are JSON.
 
     Commits do not wait for the disk: killing the process loses nothing, and after a crash of the machine the state is
-    thrown away (see `open_state`).
+    thrown away (see `open_state`). So is one of which something cannot be read: whoever comes upon that is told
+    `Unavailable`, and finds an empty state when it is opened again.
     """
 
     def __init__(self, place: Path, map_bytes: int) -> None:
@@ -139,10 +149,13 @@ class LmdbStateStore:
         return None if stored is None else msgspec.json.decode(stored, type=Checkpoint)
 
     def get(self, key: Key) -> Value | None:
-        if self._reading is None:
-            self._reading = self._env.begin(db=self._values)
-        stored = self._reading.get(_encoded(key))
-        return None if stored is None else _DECODERS[key[0]].decode(stored)
+        try:
+            if self._reading is None:
+                self._reading = self._env.begin(db=self._values)
+            stored = self._reading.get(_encoded(key))
+            return None if stored is None else _DECODERS[key[0]].decode(stored)
+        except _DAMAGED as error:
+            raise self._distrust(error) from error
 
     def apply(self, changes: Changes, checkpoint: Checkpoint) -> None:
         puts: list[tuple[bytes, bytes]] = []
@@ -182,8 +195,11 @@ class LmdbStateStore:
             txn.drop(self._receipts_by_age, delete=False)
 
     def export(self, file: Path) -> Checkpoint:
-        with _translated(), file.open("xb") as target:
-            self._env.copyfd(target.fileno(), compact=True)
+        try:
+            with _translated(), file.open("xb") as target:
+                self._env.copyfd(target.fileno(), compact=True)
+        except _DAMAGED as error:
+            raise self._distrust(error) from error
         return _checkpoint_in(file)
 
     def load(self, file: Path, checkpoint: Checkpoint) -> None:
@@ -201,10 +217,17 @@ class LmdbStateStore:
         if self._reading is not None:
             self._reading.abort()
             self._reading = None
-        with _translated():
-            with self._env.begin(write=True) as txn:
-                yield txn
-            self._make_whole()
+        try:
+            with _translated():
+                with self._env.begin(write=True) as txn:
+                    yield txn
+                self._make_whole()
+        except _DAMAGED as error:
+            raise self._distrust(error) from error
+
+    def _distrust(self, error: Exception) -> Unavailable:
+        (self._place / _STAMP).unlink(missing_ok=True)
+        return Unavailable(f"the stored state is damaged ({error}) and will be made again from the log")
 
 
 @contextmanager
@@ -238,13 +261,13 @@ def open_state(folder: Path, partition: int, *, map_bytes: int) -> Iterator[Lmdb
 
 def _open_trusted(place: Path, map_bytes: int) -> LmdbStateStore:
     # Without fsync, LMDB promises nothing after a crash of the machine: state of another boot is not trusted.
-    stamp, expected = place / "stamp", f"{FORMAT} {_boot_id()}"
+    stamp, expected = place / _STAMP, f"{FORMAT} {_boot_id()}"
     if place.exists() and (not stamp.exists() or stamp.read_text() != expected):
-        _log.warning("state thrown away: it is of another format or an earlier boot", place=str(place))
+        _log.warning("state thrown away: it is damaged, of another format or of an earlier boot", place=str(place))
         shutil.rmtree(place)
     try:
         store = LmdbStateStore(place, map_bytes)
-    except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, *_NOT_DECODED) as error:
+    except _DAMAGED as error:
         _log.warning("state thrown away: it is damaged", place=str(place), reason=str(error))
         shutil.rmtree(place)
         store = LmdbStateStore(place, map_bytes)

@@ -105,7 +105,7 @@ def translated(what: str) -> Iterator[None]:
     except UnknownTopicOrPartitionError as error:
         raise Unavailable(f"{what}: the topic does not exist yet (run python -m shared.topics)") from error
     except (KafkaError, TimeoutError, OSError) as error:
-        raise Unavailable(f"{what}: {error or type(error).__name__}") from error
+        raise Unavailable(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -173,10 +173,13 @@ async def _started(start: Coroutine[Any, Any, None], seconds: float) -> None:
         async with asyncio.timeout(seconds):
             await asyncio.shield(starting)  # a cancellation that arrives in there may be lost
     except BaseException:
-        if await _ended(starting):
-            starting.exception()  # else asyncio complains that nobody looked at it
-        for connection in made:  # what aiokafka was just opening it forgets, and leaves open
-            connection.close()
+        starting.cancel()
+        try:
+            if await _ended(starting):
+                starting.exception()  # else asyncio complains that nobody looked at it
+        finally:
+            for connection in made:  # what aiokafka was just opening it forgets, and leaves open
+                connection.close()
         raise
 
 
@@ -364,7 +367,7 @@ async def open_admin(settings: KafkaSettings) -> AsyncIterator[AIOKafkaAdminClie
     admin = AIOKafkaAdminClient(**client_options(settings))
     try:
         with translated("connecting to Kafka"):
-            await _started(admin.start(), REQUEST_TIMEOUT_MS / 1000)
+            await _started(admin.start(), 2 * REQUEST_TIMEOUT_MS / 1000)
         yield admin
     finally:
         await _close(admin)

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiokafka.admin import AIOKafkaAdminClient
 from markdown_it import MarkdownIt
 
 from local.process import ROOT
-from shared.kafka import client_options
+from shared.kafka import open_admin
 from shared.settings import KafkaSettings
 from tests.read_models import Said
 
@@ -99,15 +98,11 @@ class Shell:
 
 
 async def _delete_topics(bootstrap: str, pattern: str, *, if_exists: bool) -> None:
-    admin = AIOKafkaAdminClient(**client_options(KafkaSettings(bootstrap_servers=bootstrap)))
-    await admin.start()
-    try:
+    async with open_admin(KafkaSettings(bootstrap_servers=bootstrap)) as admin:
         names = [name for name in await admin.list_topics() if re.fullmatch(pattern, name)]
         if not names and not if_exists:
             raise SystemExit(f"Topic '{pattern}' does not exist as expected")
         await admin.delete_topics(names)
-    finally:
-        await admin.close()
 
 
 def _kafka_topics() -> None:

@@ -4,23 +4,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiokafka import ConsumerRecord
-from aiokafka.admin import AIOKafkaAdminClient
 
-from shared.kafka import client_options, ends, open_partition, read_to, starts
+from shared.kafka import ends, open_admin, open_partition, read_to, starts
 from shared.settings import KafkaSettings
 from shared.topics import TopicSettings, create_topics
 
 
 async def remake_topics(kafka: KafkaSettings, partitions: int) -> None:
     """Empty topics: every test begins with a log of its own."""
-    admin = AIOKafkaAdminClient(**client_options(kafka))
-    await admin.start()
-    try:
+    async with open_admin(kafka) as admin:
         while names := [name for name in await admin.list_topics() if name.startswith("episodes.")]:
             await admin.delete_topics(names)
             await asyncio.sleep(0.1)
-    finally:
-        await admin.close()
     await create_topics(kafka, TopicSettings(partitions=partitions))
 
 

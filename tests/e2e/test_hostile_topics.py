@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from shared.codec import encode_command
+from shared.codec import encode_command, encode_receipt
+from shared.commands import CORRELATION_ID, REPLY_PARTITION
+from shared.ids import CommandId, EventId, StreamId
+from shared.receipts import CommandRefused, Receipt
 from tests.builders import upsert
 from tests.cluster import Cluster, throw_away_cluster
 from tests.e2e.client import Http, Tenant, a_tenant, assert_problem, body_of, open_http, unique
-from tests.e2e.ledger import COMMANDS, DEAD_LETTERS, EVENTS, Record, load_log, read_topic
+from tests.e2e.ledger import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES, Record, load_log, read_topic
 from tests.e2e.load import assert_accounts_agree, eventually, left_running
 
 SETTINGS = {"INGESTOR_DEAD_LETTERS_PER_MINUTE": "100", "GATEWAY_REPLY_TIMEOUT": "5"}
@@ -127,6 +130,45 @@ async def test_a_forged_command_that_is_well_formed_is_obeyed(breakable: Cluster
         return any(event.stream == f"namespace:{slug}" for event in log.events)
 
     await eventually(obeyed, what="the forged command is in the log")
+    await assert_accounts_agree(breakable, [])
+
+
+# ---- replies ---------------------------------------------------------------------------------------------------------
+
+
+async def test_junk_among_the_replies_is_dropped(breakable: Cluster, http: Http) -> None:
+    tenant, _ = await a_partition(breakable, http)
+    for partition in range(len(await read_topic(breakable.servers.kafka_bootstrap, REPLIES))):
+        for value in (b"no JSON", b"[" * 100_000, None):
+            await put(breakable, REPLIES, partition, value, key=b"x")
+    assert await recorded(tenant) == 2
+
+
+async def test_a_forged_receipt_is_told_to_its_caller_and_the_log_stays_right(breakable: Cluster, http: Http) -> None:
+    tenant, partition = await a_partition(breakable, http)
+    before = len((await read_topic(breakable.servers.kafka_bootstrap, COMMANDS))[partition])
+    ingestor = breakable.processes["ingestor"]
+    ingestor.pause()
+    try:
+        asking = asyncio.create_task(tenant.record({"content": "A word."}))
+
+        async def asked() -> Record | None:
+            records = (await read_topic(breakable.servers.kafka_bootstrap, COMMANDS))[partition]
+            return records[before] if len(records) > before else None
+
+        command = await eventually(asked, what="the command is in its topic")
+        headers = dict(command.headers)
+        receipt = Receipt(
+            command_id=CommandId(headers[CORRELATION_ID].decode()),
+            stream=StreamId(tenant.stream),
+            event_id=EventId(999),
+            outcome=CommandRefused("validation_error", "Forged."),
+        )
+        await put(breakable, REPLIES, int(headers[REPLY_PARTITION]), encode_receipt(receipt))
+        assert_problem(await asking, HTTPStatus.BAD_REQUEST, "validation_error")
+    finally:
+        ingestor.resume()
+    assert await recorded(tenant) == 3, "what was refused by the forged receipt has happened"
     await assert_accounts_agree(breakable, [])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.settings import KafkaSettings
 from tests.cluster import ThrowAwayServers, throw_away_servers
 from tests.read_models import ReadModels, open_read_models
 
@@ -14,6 +15,12 @@ def replay_servers() -> Iterator[ThrowAwayServers]:
     """A Kafka and a MongoDB of which each test may delete everything."""
     with throw_away_servers() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def kafka(replay_servers: ThrowAwayServers) -> KafkaSettings:
+    """Its Kafka. The topics are there if a test makes them."""
+    return KafkaSettings(bootstrap_servers=replay_servers.kafka_bootstrap)
 
 
 @pytest.fixture

@@ -41,12 +41,6 @@ PLACE = frozenset({"position", "writer", "commandoffset"})
 """What an event says of its place in the log; all else is the same in every copy."""
 
 
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[KafkaSettings]:
-    with throw_away_servers() as servers:
-        yield KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
-
-
 def quiet(what: str, done: int, total: int) -> None:
     pass
 

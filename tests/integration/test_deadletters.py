@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import RecordsToDelete
 from typer.testing import CliRunner
 
 from ingestor.replies import Replies
@@ -29,28 +29,21 @@ from shared.deadletters.letters import LetterRefused, Replayed, body_of
 from shared.deadletters.replay import CopyUnknownError, DeadLetterSettings, Result, Run, open_run, open_shelf
 from shared.errors import Unavailable
 from shared.events import LoggedEvent
-from shared.kafka import client_options, open_producer, partition_of
+from shared.kafka import open_admin, open_producer, partition_of
 from shared.log import Commit, Cursor, LogReader
 from shared.probes import Status
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, KafkaSettings
 from tests.builders import patch, upsert
-from tests.cluster import throw_away_servers
 from tests.topics import everything, remake_topics, until
 
 PARTITIONS = (0, 1)
 SETTINGS = DeadLetterSettings(claim_seconds=1_000)
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaSettings]:
-    with throw_away_servers() as servers:
-        yield KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
-
-
 @pytest.fixture
-async def kafka(broker: KafkaSettings) -> KafkaSettings:
-    await remake_topics(broker, len(PARTITIONS))
-    return broker
+async def kafka(kafka: KafkaSettings) -> KafkaSettings:
+    await remake_topics(kafka, len(PARTITIONS))
+    return kafka
 
 
 @contextlib.asynccontextmanager
@@ -414,10 +407,8 @@ async def claim_and_put(run: Run, offset: int) -> tuple[int, int]:
 
 
 async def delete_commands(kafka: KafkaSettings, partition: int, before: int) -> None:
-    admin = AIOKafkaAdminClient(**client_options(kafka))
-    await admin.start()
-    await admin.delete_records({TopicPartition(COMMANDS, partition): RecordsToDelete(before_offset=before)})
-    await admin.close()
+    async with open_admin(kafka) as admin:
+        await admin.delete_records({TopicPartition(COMMANDS, partition): RecordsToDelete(before_offset=before)})
 
 
 def replace_key(command: UpsertEpisode, key: str | None) -> UpsertEpisode:

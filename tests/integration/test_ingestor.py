@@ -4,14 +4,15 @@ import asyncio
 import contextlib
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lmdb
 import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import RecordsToDelete
 from aiokafka.errors import OffsetOutOfRangeError
 from pydantic import ValidationError
 from structlog.testing import capture_logs
@@ -30,25 +31,19 @@ from shared.commands import CORRELATION_ID, REPLY_PARTITION, Command, EpisodeFie
 from shared.errors import Fenced, PoisonRecord, RecordsLost, Unavailable
 from shared.events import LoggedEvent
 from shared.ids import CommandId
-from shared.kafka import client_options, open_partition, open_producer
+from shared.kafka import open_admin, open_partition, open_producer
 from shared.log import Commit, Cursor, LogReader
 from shared.probes import Status
 from shared.receipts import CommandRefused, EpisodesRecorded, EpisodeUpserted, Receipt
 from shared.settings import COMMANDS, DEAD_LETTERS, EVENTS, REPLIES, KafkaSettings
 from shared.supervisor import error_of
-from shared.topics import TopicSettings, create_topics
 from tests.builders import batch, item, upsert
-from tests.cluster import throw_away_servers
+from tests.topics import remake_topics
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 REPLY_TO = 5
 WITHIN = 30.0
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[KafkaSettings]:
-    with throw_away_servers() as servers:
-        yield KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
+MAP_BYTES = 1024**3
 
 
 @dataclass
@@ -134,7 +129,7 @@ async def everything(consumer: AIOKafkaConsumer, topic: str, partition: int) -> 
 
 @pytest.fixture
 async def harness(kafka: KafkaSettings, tmp_path: Path) -> AsyncIterator[Harness]:
-    await remake_topics(kafka)
+    await remake_topics(kafka, partitions=2)
     async with (
         open_producer(kafka, batch_bytes=16 * 1024 * 1024) as producer,
         open_partition(kafka, REPLIES, REPLY_TO) as replies,
@@ -155,19 +150,6 @@ async def harness(kafka: KafkaSettings, tmp_path: Path) -> AsyncIterator[Harness
         yield made
         listening.cancel()
         await asyncio.wait([listening])
-
-
-async def remake_topics(kafka: KafkaSettings) -> None:
-    """Empty topics: every test begins with a log of its own."""
-    admin = AIOKafkaAdminClient(**client_options(kafka))
-    await admin.start()
-    try:
-        while names := [name for name in await admin.list_topics() if name.startswith("episodes.")]:
-            await admin.delete_topics(names)
-            await asyncio.sleep(0.1)
-    finally:
-        await admin.close()
-    await create_topics(kafka, TopicSettings(partitions=2))
 
 
 def events(commits: list[Commit]) -> list[LoggedEvent]:
@@ -271,6 +253,19 @@ async def test_two_writers_of_one_partition_lose_nothing_and_give_no_id_twice(ha
     assert len({commit.fence.nonce for commit in commits if commit.fence}) > 4
 
 
+async def test_a_stored_value_that_cannot_be_read_has_the_state_made_again(harness: Harness) -> None:
+    async with harness.writing():
+        receipt = await harness.ask(upsert("run-1"))
+    for place in (harness.folder / "state").glob("partition-?"):
+        with lmdb.open(str(place), map_size=MAP_BYTES, max_dbs=3) as env:
+            values = env.open_db(b"values")
+            with env.begin(write=True, db=values) as txn:
+                for key in [bytes(key) for key in txn.cursor().iternext(values=False)]:
+                    txn.put(key, b'{"damaged"')
+    async with harness.writing(again_after=(Unavailable,)):
+        assert (await harness.ask(upsert("run-1"))).event_id == receipt.event_id + 1
+
+
 async def test_the_largest_command_goes_through_in_one_piece(harness: Harness) -> None:
     command = batch(*(item("x" * 15_000) for _ in range(1_000)))
     async with harness.writing():
@@ -352,10 +347,8 @@ async def test_too_many_unreadable_commands_stop_the_partition_and_say_why(harne
 async def test_commands_that_expired_before_they_were_decided_stop_the_partition(harness: Harness) -> None:
     for _ in range(3):
         await harness.producer.send_and_wait(COMMANDS, value=b"junk", partition=0)
-    admin = AIOKafkaAdminClient(**client_options(harness.kafka))
-    await admin.start()
-    await admin.delete_records({TopicPartition(COMMANDS, 0): RecordsToDelete(before_offset=2)})
-    await admin.close()
+    async with open_admin(harness.kafka) as admin:
+        await admin.delete_records({TopicPartition(COMMANDS, 0): RecordsToDelete(before_offset=2)})
     async with harness.writing(partitions=(0,)) as writing:
         await asyncio.wait([writing], timeout=WITHIN)
         with pytest.raises(ExceptionGroup) as stopped:

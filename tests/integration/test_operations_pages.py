@@ -12,13 +12,12 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient
 
 from local.process import ROOT
 from local.servers import ManagedContainer
 from projector import generations
 from shared.archive.files import Manifest
-from shared.kafka import client_options
+from shared.kafka import open_admin
 from shared.mongo import Client, generation_database, open_mongo
 from shared.settings import KafkaSettings, MongoSettings
 from tests.cluster import Cluster, throw_away_cluster
@@ -137,20 +136,15 @@ class Service:
 
     async def wait_forgotten_by_kafka(self) -> None:
         """Wait for what takes Kafka ten seconds after the processes stopped: no group has a member any more."""
-        bootstrap = self.cluster.servers.kafka_bootstrap
-        admin = AIOKafkaAdminClient(**client_options(KafkaSettings(bootstrap_servers=bootstrap)))
-        await admin.start()
+        async with open_admin(KafkaSettings(bootstrap_servers=self.cluster.servers.kafka_bootstrap)) as admin:
 
-        async def forgotten() -> bool:
-            answers = [
-                await admin.describe_consumer_groups([group]) for group in GROUPS
-            ]  # it cannot decode two at once
-            return not any(members for [answer] in answers for *_, members, _ in answer.groups)
+            async def forgotten() -> bool:
+                answers = [
+                    await admin.describe_consumer_groups([group]) for group in GROUPS
+                ]  # it cannot decode two at once
+                return not any(members for [answer] in answers for *_, members, _ in answer.groups)
 
-        try:
             await eventually(forgotten, what="the groups are empty")
-        finally:
-            await admin.close()
 
     async def in_use(self) -> int:
         return await generations.in_use(self.mongo)

@@ -17,7 +17,7 @@ from typing import Any
 import bson
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import RecordsToDelete
 from aiokafka.errors import TopicAlreadyExistsError, UnknownTopicOrPartitionError
 from aiokafka.structs import TopicPartition
 from msgspec import Raw
@@ -34,7 +34,7 @@ from projector.views import Documents, no_documents, project
 from shared.errors import PoisonRecord, RecordsLost, Unavailable
 from shared.events import EpisodeChanges, ProjectCreated, ProjectEpisodeCreated, ProjectEpisodeRevised
 from shared.ids import namespace_stream
-from shared.kafka import client_options, open_producer
+from shared.kafka import open_admin, open_producer
 from shared.log import Cursor
 from shared.mongo import Client, generation_database, open_mongo
 from shared.probes import Status
@@ -181,11 +181,9 @@ async def ready(process: ManagedProcess, reason: str | None = None) -> None:
 async def harness(servers: ThrowAwayServers, tmp_path: Path) -> AsyncIterator[Harness]:
     """Empty topics and an empty database."""
     kafka = KafkaSettings(bootstrap_servers=servers.kafka_bootstrap)
-    admin = AIOKafkaAdminClient(**client_options(kafka))
-    await admin.start()
     with contextlib.suppress(UnknownTopicOrPartitionError):
-        await admin.delete_topics([EVENTS])
-    await admin.close()
+        async with open_admin(kafka) as admin:
+            await admin.delete_topics([EVENTS])
 
     async def created() -> bool:
         try:
@@ -480,10 +478,8 @@ async def test_records_that_are_gone_stop_the_partition(harness: Harness) -> Non
     for _ in range(20):
         history.step()
     await harness.write(0)
-    admin = AIOKafkaAdminClient(**client_options(harness.kafka))
-    await admin.start()
-    await admin.delete_records({TopicPartition(EVENTS, 0): RecordsToDelete(before_offset=5)})
-    await admin.close()
+    async with open_admin(harness.kafka) as admin:
+        await admin.delete_records({TopicPartition(EVENTS, 0): RecordsToDelete(before_offset=5)})
     with pytest.raises(RecordsLost, match=r"episodes\.events/0"):
         await harness.run_one(0)
     checkpoint = await harness.checkpoint(0)

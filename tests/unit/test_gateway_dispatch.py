@@ -175,22 +175,28 @@ async def test_what_is_acknowledged_goes_on_waiting_when_the_connection_ends() -
     assert await answer == receipt_for(command)
 
 
-async def test_no_more_goes_to_a_partition_than_is_answered_soon_and_the_next_one_goes_then() -> None:
-    it = dispatcher(most=100)
-    commands = [builders.upsert() for _ in range(18)]
+@pytest.mark.parametrize(("latency", "at_once"), [(0.3, 16), (0.1, 5), (0.001, 1)])
+async def test_no_more_goes_to_a_partition_than_is_answered_soon_and_the_next_one_goes_then(
+    latency: float, at_once: int
+) -> None:
+    it = dispatcher(most=100, latency=latency)
+    commands = [builders.upsert() for _ in range(at_once + 2)]
     async with connected(it) as producer:
         answers = [asyncio.ensure_future(it.dispatch(command)) for command in commands]
         await turns()
-        assert len(producer.sent) == 16
+        assert len(producer.sent) == at_once
         for acknowledgement in producer.acknowledgements:
             acknowledgement.set_result(None)
         await turns()
-        assert len(producer.sent) == 16
+        assert len(producer.sent) == at_once
         for command in commands[:1]:
             it._hand_over(encode_receipt(receipt_for(command)))
         await turns()
-        assert len(producer.sent) > 16
+        assert len(producer.sent) > at_once
         for command in commands[1:]:
+            for acknowledgement in producer.acknowledgements[at_once:]:
+                if not acknowledgement.done():
+                    acknowledgement.set_result(None)
             await turns()
             it._hand_over(encode_receipt(receipt_for(command)))
         assert await asyncio.gather(*answers) == [receipt_for(command) for command in commands]
@@ -296,7 +302,7 @@ async def test_what_is_answered_late_makes_room_smaller() -> None:
         it._hand_over(encode_receipt(receipt_for(command)))
         await answer
         await turns()
-    assert [size.most for size in sizes] == [256, 16]
+    assert [size.most for size in sizes] == [256, 1]
 
 
 async def test_what_waits_is_turned_away_at_once_while_acknowledged_writes_wait_for_their_replies() -> None:
