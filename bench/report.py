@@ -71,7 +71,8 @@ def _page(results: Mapping[str, Any], plots: Mapping[str, Sequence[str]]) -> str
     parts += [
         "Made by `make bench`; [results.json](results.json) has every sample. All processes, Kafka, MongoDB and the",
         "load generator share the cores of one machine, so ratios say more than numbers: what is compared ran in",
-        f"turns (A B C, A B C, …), {options['rounds']} time(s), on the same servers.",
+        f"turns (A B C, A B C, …), {options['rounds']} time(s), on the same servers where a row does not say",
+        "otherwise.",
         "",
         *machine_lines(machine),
         "",

@@ -32,7 +32,7 @@ NESTJS = Path(__file__).parent / "peers" / "nestjs"
 _PROJECTED_SECONDS = 300.0
 
 
-async def _nothing() -> None:
+async def nothing_to_wait_for() -> None:
     pass
 
 
@@ -47,7 +47,7 @@ class Service:
     """Writes of one episode each, with a new name each time."""
     batches: Callable[[int], Sequence[Request]]
     """Writes of so many episodes each."""
-    settle: Callable[[], Awaitable[None]] = _nothing
+    settle: Callable[[], Awaitable[None]] = nothing_to_wait_for
     """Waits until what was written can be read."""
     configuration: str = ""
 
@@ -266,7 +266,7 @@ async def sample_writes(
     done = load.rate * max(1, round(seconds)) * events
     extra = {"closed_p50_ms": load.latency.p50 * 1e3, "closed_p99_ms": load.latency.p99 * 1e3}
     extra |= {"generator_cores": load.generator_cores, "refused": load.refused}
-    if service.settle is not _nothing:
+    if service.settle is not nothing_to_wait_for:
         extra["readable_after_s"] = settled
         extra |= {f"cpu_{name}": cpu / done * 1_000 for name, cpu in used.items() if done}
     latency = None

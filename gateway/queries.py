@@ -42,7 +42,7 @@ _SLOW_SECONDS = 0.05
 """For a lookup of small documents, of which one is under way at a time."""
 _LARGE_AT_ONCE = 2
 _KNOWN_LARGE = 10_000
-_LISTED = ("name", "description", "tags", "status", "write_protected", "folder", "created_at", "updated_at")
+LISTED = ("name", "description", "tags", "status", "write_protected", "folder", "created_at", "updated_at")
 """What lists show of an episode, beside its ``_id``."""
 _NOT_BUILT = "The read model is not built yet"
 _AWAY = "MongoDB does not answer"
@@ -204,7 +204,7 @@ class MongoReadModel:
 
         async with _in_time(), self._pages:
             await self._wait_room(large=False)
-            await _read(self._episodes, living, take, projection=_LISTED, **page)
+            await _read(self._episodes, living, take, projection=LISTED, **page)
         return found
 
     async def tenant_episode(self, tenant_id: str, episode_id: str) -> Document | None:

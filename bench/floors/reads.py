@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.queries import LISTED
 from shared.process import tune_allocator, tune_interpreter
 
 CALLERS = 64
@@ -68,7 +69,8 @@ class Routes:
 async def page(episodes: Collection, project_id: str, skip: int, limit: int) -> list[dict[str, Any]]:
     """A range of the index by which lists are made."""
     living = {"project_id": project_id, "deleted": False, "ordinal": {"$gt": 0}}
-    return await episodes.find(living, {"metadata": False}).sort("ordinal", 1).skip(skip).limit(limit).to_list(limit)
+    found = episodes.find(living, LISTED).sort("ordinal", 1).skip(skip).limit(limit)
+    return await found.to_list(limit)
 
 
 async def alone(query: str, tenant_episodes: Collection, project_episodes: Collection, seconds: float) -> float:

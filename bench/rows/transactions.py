@@ -9,7 +9,7 @@ from functools import partial
 
 from bench.harness import Options, Row, RowResult, Sample, interleave, ratio_of
 from bench.peers.transactions.__main__ import CLASSIC, LEAN
-from bench.services import Bench, Service, ours, running, sample_writes
+from bench.services import Bench, Service, nothing_to_wait_for, ours, running, sample_writes
 
 FENCED, TRANSACTIONS = "log-fenced writer", "transactions"
 _ITEMS = 100
@@ -64,11 +64,8 @@ def _without_projector(bench: Bench) -> Service:
     projector = bench.cluster.processes["projector"]
     projector.stop()
     service = ours(bench)
-    return replace(service, processes=[one for one in service.processes if one is not projector], settle=_nothing)
-
-
-async def _nothing() -> None:
-    pass
+    processes = [one for one in service.processes if one is not projector]
+    return replace(service, processes=processes, settle=nothing_to_wait_for)
 
 
 def _replace_ingestor(bench: Bench, pattern: str) -> None:

@@ -9,13 +9,13 @@ a majority has it in its journal. No idempotency keys, no event ids, no history,
 import hashlib
 import hmac
 import os
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import jwt
+from bson import ObjectId
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorDatabase
 from pydantic import BaseModel, Field
@@ -125,7 +125,7 @@ async def record(batch: Batch, database: Database) -> dict[str, Any]:
     now = datetime.now(UTC)
     documents = [
         {
-            "_id": f"ep_{secrets.token_hex(12)}",
+            "_id": f"ep_{ObjectId()}",
             "tenant_id": batch.tenant_id,
             "namespace": batch.namespace,
             **item.model_dump(),

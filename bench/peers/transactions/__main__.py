@@ -16,7 +16,7 @@ It is for measuring, on topics that are empty: the markers of transactions take 
 it recovers too, stops where offsets are missing. So no projector reads behind it, and it cannot be started twice.
 
 It is tuned as well as aiokafka allows: back-offs of 3 ms where its defaults are 100 and 20, no linger, record batches
-made here, replies of a gateway in one batch.
+made here, replies of a gateway in one batch, one consumer of commands for all partitions.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.producer import sender
 
-from ingestor.reading import next_records
+from ingestor.reading import PartitionReader, TopicReader, next_records
 from ingestor.recovery import Recovery
 from ingestor.replies import Replies, open_replies
 from ingestor.settings import IngestorSettings
@@ -40,7 +40,7 @@ from ingestor.tenure import Batch, Tenure
 from shared.codec import decode_command, encode_receipt, encode_record
 from shared.commands import REPLY_PARTITION
 from shared.events import LoggedFence, WriterFenced
-from shared.kafka import MAX_RECORD_BYTES, append_together, client_options, open_partition, translated
+from shared.kafka import MAX_RECORD_BYTES, append_together, client_options, translated
 from shared.log import Cursor, LogReader
 from shared.probes import Status, serve_probes
 from shared.process import configure_logging, run_process
@@ -63,6 +63,7 @@ class TransactionalWriter:
 
     kafka: KafkaSettings
     settings: IngestorSettings
+    commands: TopicReader
     replies: Replies
     status: Status
     pattern: str
@@ -77,8 +78,7 @@ class TransactionalWriter:
                     await producer.start()
                 recovered = await self._recover(producer, store, partition)
                 tenure = Tenure(store, recovered, self.settings.idempotency_retention)
-                async with open_partition(self.kafka, COMMANDS, partition) as commands:
-                    commands.seek(TopicPartition(COMMANDS, partition), recovered.command_offset + 1)
+                async with self.commands.read(partition, recovered.command_offset + 1) as commands:
                     self.status.partitions[partition] = Status.RUNNING
                     await _Work(self, tenure, producer, commands, partition).run()
             finally:
@@ -137,7 +137,7 @@ class _Work:
         writer: TransactionalWriter,
         tenure: Tenure,
         producer: AIOKafkaProducer,
-        commands: AIOKafkaConsumer,
+        commands: PartitionReader,
         partition: int,
     ) -> None:
         self._writer = writer
@@ -158,7 +158,9 @@ class _Work:
 
     async def _decide(self) -> None:
         while True:
-            for record in await next_records(self._commands, f"reading {COMMANDS}/{self._partition}"):
+            with translated(f"reading {COMMANDS}/{self._partition}"):
+                records = await self._commands.next_records()
+            for record in records:
                 at = datetime.fromtimestamp(record.timestamp / 1000, UTC)
                 command, to = decode_command(record.value), _reply_partition(record)
                 self._tenure.decide(command, command_offset=record.offset, at=at, reply_to=to)
@@ -222,7 +224,7 @@ async def _main() -> None:
     async with open_replies(kafka) as replies, asyncio.TaskGroup() as tasks:
         tasks.create_task(serve_probes(status, host=ProbeSettings().host, port=settings.probe_port))
         pattern = os.environ.get("TRANSACTIONS_PATTERN", CLASSIC)
-        writer = TransactionalWriter(kafka, settings, replies, status, pattern)
+        writer = TransactionalWriter(kafka, settings, TopicReader(kafka, COMMANDS), replies, status, pattern)
         await supervise(
             kafka,
             topic=COMMANDS,
