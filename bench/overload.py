@@ -4,10 +4,11 @@
 
 Starts its own servers and one gateway, ingestor and projector. Ten tenants write a little, ten times a second each,
 begun whether or not the requests before are answered. Beside them, one after the other: processes that compute and ask
-for nothing; ten callers with ten times the connections that the service can use; one tenant who writes twenty times as
-often as each of the ten; one who sends all that it can; thousands of idle connections; heads and bodies that dribble
-in; readers who do not read. After each, the ten again with nobody else. Generators and servers share the machine's
-cores, so a part of what the ten notice is the generator's. Prints a table and JSON.
+for nothing; ten callers with ten times the connections that the service can use; ten who begin ten times as many writes
+as it can do, whatever it answers; one tenant who writes twenty times as often as each of the ten; one who sends all
+that it can; thousands of idle connections; heads and bodies that dribble in; readers who do not read. After each, the
+ten again with nobody else. Generators and servers share the machine's cores, so a part of what the ten notice is the
+generator's. Prints a table and JSON.
 """
 
 import argparse
@@ -21,8 +22,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -53,14 +55,18 @@ class Noticed:
     max_ms: float
     answers: dict[str, int]
     rss_mib: dict[str, int]
+    others: dict[str, Any] = field(default_factory=dict)
+    """What was answered to those beside them, and how long what was accepted took."""
 
 
 class Measured:
     """One cluster, and its ten tenants."""
 
-    def __init__(self, cluster: Cluster, seconds: float) -> None:
+    def __init__(self, cluster: Cluster, seconds: float, most: float) -> None:
         self.cluster = cluster
         self.seconds = seconds
+        self.most = most
+        """Writes a second that it can do."""
         self.rows: list[Noticed] = []
 
     async def notice(self, scenario: str) -> None:
@@ -74,6 +80,11 @@ class Measured:
             f"answers {row.answers}, RSS {row.rss_mib}",
             flush=True,
         )
+
+    def note(self, **others: Any) -> None:
+        """Add to the last row what the others saw."""
+        self.rows[-1].others.update(others)
+        print("  the others: " + ", ".join(f"{name} {value}" for name, value in others.items()), flush=True)
 
     def rss(self) -> dict[str, int]:
         pids = {name: process.pid for name, process in self.cluster.processes.items()}
@@ -120,17 +131,31 @@ async def ten_times(measured: Measured) -> None:
     """Ten callers with 64 connections each; 64 in all are enough to use the service up."""
     url, seconds = measured.cluster.url, measured.seconds + 4
     loads = [closed_loop(url, [write(tenant)], callers=64, seconds=seconds) for tenant in GREEDY[:-1]]
-    accepted: list[str] = []
-
-    async def with_latency() -> None:
-        answers, latency = await open_loop(url, [write(GREEDY[-1])], 10 * RATE, seconds - 2)
-        accepted.append(f"one of the greedy: {answers}, accepted p50 {latency.p50:.2f} s, p99 {latency.p99:.2f} s")
-
-    async with beside(with_latency(), *loads) as running:
+    with_latency = open_loop(url, [write(GREEDY[-1])], 10 * RATE, seconds - 2)
+    async with beside(with_latency, *loads) as running:
         await measured.notice("640 connections of ten others")
-    done = [load.result() for load in running[1:]]
-    rate, refused = sum(one.rate for one in done), sum(one.refused for one in done) / len(done)  # type: ignore[attr-defined]
-    print(f"  they had {rate:.0f} writes/s, {refused:.0%} of their requests refused; {accepted[0]}")
+    (answers, latency), *done = [load.result() for load in running]  # type: ignore[misc]
+    measured.note(
+        writes_per_second=round(sum(one.rate for one in done)),  # type: ignore[attr-defined]
+        refused=round(sum(one.refused for one in done) / len(done), 2),  # type: ignore[attr-defined]
+        answers_to_one=answers,  # type: ignore[has-type]
+        accepted_p50_ms=round(latency.p50 * 1e3),  # type: ignore[has-type]
+        accepted_p99_ms=round(latency.p99 * 1e3),  # type: ignore[has-type]
+    )
+
+
+async def ten_times_the_rate(measured: Measured) -> None:
+    """Ten callers who together begin ten times as many writes a second as can be done, whatever they are answered."""
+    rate = round(10 * measured.most)
+    requests = [write(tenant) for tenant in GREEDY]
+    async with beside(open_loop(measured.cluster.url, requests, rate, measured.seconds + 4)) as running:
+        await measured.notice(f"{rate:,} writes/s begun by ten others")
+    answers, latency = running[0].result()  # type: ignore[misc]
+    measured.note(
+        answers=answers,  # type: ignore[has-type]
+        accepted_p50_ms=round(latency.p50 * 1e3),  # type: ignore[has-type]
+        accepted_p99_ms=round(latency.p99 * 1e3),  # type: ignore[has-type]
+    )
 
 
 async def one_of_them(measured: Measured) -> None:
@@ -139,7 +164,7 @@ async def one_of_them(measured: Measured) -> None:
     async with beside(load) as running:
         await measured.notice("one tenant with 256 connections")
     done = running[0].result()
-    print(f"  it had {done.rate:.0f} writes/s, {done.refused:.0%} of its requests refused")  # type: ignore[attr-defined]
+    measured.note(writes_per_second=round(done.rate), refused=round(done.refused, 2))  # type: ignore[attr-defined]
 
 
 async def twenty_times(measured: Measured) -> None:
@@ -148,7 +173,11 @@ async def twenty_times(measured: Measured) -> None:
     async with beside(open_loop(measured.cluster.url, [write(GREEDY[0])], rate, measured.seconds + 4)) as running:
         await measured.notice(f"one tenant with {rate} writes/s")
     answers, latency = running[0].result()  # type: ignore[misc]
-    print(f"  it was answered {answers}, p50 {latency.p50 * 1000:.1f} ms, p99 {latency.p99 * 1000:.1f} ms")  # type: ignore[has-type]
+    measured.note(
+        answers=answers,  # type: ignore[has-type]
+        accepted_p50_ms=round(latency.p50 * 1e3, 1),  # type: ignore[has-type]
+        accepted_p99_ms=round(latency.p99 * 1e3, 1),  # type: ignore[has-type]
+    )
 
 
 async def busy_cores(measured: Measured) -> None:
@@ -270,15 +299,16 @@ async def connections(url: str, number: int, first: bytes) -> AsyncIterator[list
             writer.transport.abort()
 
 
-SCENARIOS = (busy_cores, ten_times, twenty_times, one_of_them, idle, dribble, slow_readers)
+SCENARIOS = (busy_cores, ten_times, ten_times_the_rate, twenty_times, one_of_them, idle, dribble, slow_readers)
 
 
 async def main(seconds: float, only: str) -> None:
     keys = api_keys_setting({f"key-of-{tenant}": [tenant] for tenant in [*TENANTS, *GREEDY]})
     with throw_away_cluster(settings={"API_KEYS": keys}) as cluster:
-        measured = Measured(cluster, seconds)
         warm_up = [write(tenant) for tenant in GREEDY]  # Kafka compiles itself for a minute
         await closed_loop(cluster.url, warm_up, callers=64, seconds=_WARM_UP_SECONDS)
+        can_do = await closed_loop(cluster.url, warm_up, callers=64, seconds=5)
+        measured = Measured(cluster, seconds, can_do.rate)
         await measured.notice("nobody else")
         for scenario in (one for one in SCENARIOS if one.__name__.startswith(only)):
             await scenario(measured)

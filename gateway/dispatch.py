@@ -40,10 +40,10 @@ from shared.supervisor import backoff, error_of
 
 _ALWAYS_IN_FLIGHT = 256
 """However long writes take, so many may be under way."""
-_ALWAYS_AT_ONCE = 16
-"""Of those, so many in Kafka for each partition."""
 _PART_IN_KAFKA = 0.1
 """Of how long a write may take, so much from Kafka to its reply; in the rest callers take turns."""
+_ALWAYS_A_SECOND = 530
+"""So many commands a partition is trusted with, however slow it looks: as many in Kafka as that makes in their time."""
 _BYTES_LIKE_ONE_MORE = 32 * 1024
 """So many bytes in one command take as long as one more command does."""
 _WATCH_EVERY = 0.3
@@ -125,10 +125,11 @@ class KafkaDispatcher:
         taken_in = AdaptiveSize(least=_ALWAYS_IN_FLIGHT, greatest=max_in_flight, target=latency_target)
         self._commands = LatencyLimit("writes", taken_in)
         self._bytes = Limit(max_in_flight_bytes, "bytes of writes")
+        in_kafka = latency_target * _PART_IN_KAFKA
+        at_once = max(1, round(_ALWAYS_A_SECOND * in_kafka))
         self._turns = defaultdict[int, FairQueue](
             lambda: FairQueue(
-                AdaptiveSize(least=_ALWAYS_AT_ONCE, greatest=max_in_flight, target=latency_target * _PART_IN_KAFKA),
-                patience=latency_target,
+                AdaptiveSize(least=at_once, greatest=max_in_flight, target=in_kafka), patience=latency_target
             )
         )
         """One for each partition, so that one whose ingestor is away does not hold the others up."""
