@@ -282,7 +282,7 @@ def _times(latency: Latency) -> tuple[float, float, float, float]:
 
 def _commit() -> str:
     git = ("git", "-C", str(ROOT))
-    changed = _output(*git, "status", "--porcelain", "--untracked-files=no")
+    changed = _output(*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/benchmarks")
     return _first_line(*git, "rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
 
 
