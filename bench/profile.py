@@ -176,8 +176,8 @@ async def _well(process: asyncio.subprocess.Process) -> None:
 
 
 def _entitle(file: Path, title: str) -> None:
-    """Give a flame graph a title. py-spy writes its command line there."""
-    file.write_text(_TITLE.sub(rf"\g<1>{title}<", file.read_text()))
+    """Give a flame graph a title. py-spy writes its command line there, and this machine's paths at processes."""
+    file.write_text(_TITLE.sub(rf"\g<1>{title}<", file.read_text().replace(sys.executable, "python")))
 
 
 def _used(bench: Bench, service: Service) -> Mapping[str, float]:
