@@ -43,7 +43,7 @@ _ALWAYS_IN_FLIGHT = 256
 _PART_IN_KAFKA = 0.1
 """Of how long a write may take, so much from Kafka to its reply; in the rest callers take turns."""
 _ALWAYS_A_SECOND = 530
-"""So many commands a partition is trusted with, however slow it looks: as many in Kafka as that makes in their time."""
+"""Times how long they may be in Kafka: so many are let in there for each partition, however slow it looks."""
 _BYTES_LIKE_ONE_MORE = 32 * 1024
 """So many bytes in one command take as long as one more command does."""
 _WATCH_EVERY = 0.3

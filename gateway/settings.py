@@ -50,7 +50,7 @@ class GatewaySettings(Settings):
     """Commands published or waited for. Beyond: 503, and 429 for a caller who holds more than is free."""
     gateway_max_in_flight_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     """Their size, and apart from that the size of the bodies that are being received. Beyond: the same."""
-    gateway_write_latency: float = Field(default=0.3, gt=0)
+    gateway_write_latency: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     """While writes take longer, fewer are let in at once, until they do not. A part of it is for what Kafka and the
     ingestor have in hand; in the rest callers take turns."""
     gateway_max_reads: int = Field(default=1024, ge=1)
